@@ -1,0 +1,39 @@
+"""Typed errors. Each message is one line for the person who can act on it: what was wrong, the limit, what to do."""
+
+
+class SharpError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class InputError(SharpError):
+    """The request cannot be served as asked. Front ends show the message and exit with code 2."""
+
+
+class VideoError(InputError):
+    """The video file cannot be used.
+
+    Parameters
+    ----------
+    kind : short machine-readable cause, one of `sharp_demo.video.ERROR_KINDS`.
+    message : one line naming the cause and, where there is one, the limit.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class QuestionError(InputError):
+    """The question is empty or too long."""
+
+
+class ModelError(InputError):
+    """The model cannot be loaded, or the request does not fit it."""
+
+
+class MethodError(InputError):
+    """A pruning method was asked for by a wrong name or with a wrong option."""
+
+
+class UnsupportedError(SharpError):
+    """The pruning runtime cannot prune this call correctly, and refuses to do it wrongly."""

@@ -1,0 +1,234 @@
+"""Plain-data records between the engine and everything that shows its results.
+
+No torch and no model objects: every record pickles, and `Result.to_dict` is the JSON of
+`compare --json` and of the API. UI, command line, API and any remote worker speak only this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Match = Literal["tokens", "flops"]
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One column of a comparison: a registered method, its options, and the label it is shown under."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for.
+
+    `retention` is the share of visual tokens asked for, in (0, 1]. With `match="flops"` every method gets
+    the retention that costs what FastV (K=2) costs at `retention`. `frames=None` means the model's default.
+    """
+
+    video: str
+    question: str
+    methods: tuple[MethodSpec, ...]
+    retention: float = 0.2
+    match: Match = "tokens"
+    model: str | None = None
+    frames: int | None = None
+    max_new_tokens: int = 64
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The model that answers. `trained=False` means random weights: say so next to every answer."""
+
+    name: str
+    family: str  # "llava-onevision" | "qwen2-vl"
+    trained: bool
+    note: str  # its limits in one sentence, shown where the answer stands; empty for real checkpoints
+    device: str
+    device_reason: str
+    dtype: str
+    attention_backend: str
+    attention_reason: str
+    parameters: int
+    revision: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the visual tokens sit. Token t of frame f is row t // cols, column t % cols.
+
+    `timestamps[f]` is the time in seconds of layout frame f. One layout frame covers `frames_per_token`
+    sampled frames (1 for LLaVA-OneVision, 2 for Qwen2-VL's temporal patches).
+    """
+
+    frames: int
+    rows: int
+    cols: int
+    frames_per_token: int
+    timestamps: tuple[float, ...]
+
+    @property
+    def tokens(self) -> int:
+        return self.frames * self.rows * self.cols
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One measured stage. `shared` stages ran once for all methods; `part_of` names the figure that contains it."""
+
+    ms: float
+    shared: bool
+    part_of: str | None = None
+
+
+@dataclass
+class Result:
+    """What one method did, as achieved and not as asked.
+
+    Slots number the visual tokens of `layout` 0..N-1 in sequence order, N = frames * rows * cols.
+
+    Attributes
+    ----------
+    method, label, config : registered name, column title, and every hyperparameter that was in force.
+    status : "done", or "stopped" when the run was cancelled while this method was answering.
+    tokens : {"prompt", "visual", "kept", "retention", "layer_mean"}; kept = after the last prune,
+        retention = kept / visual, layer_mean = mean share of visual tokens over the decoder layers.
+    visual_per_layer : visual tokens that entered each decoder layer.
+    kept : per layout frame, the row-major indices (0..rows*cols-1) of its kept tokens, ascending.
+    role : per layout frame, parallel to `kept`: "kept", "register", "filled", "merged", "grid" ...
+    merged_into : [from_slot, to_slot] pairs of the tokens that were averaged into another one.
+    scores : {"raw", "bias", "debiased"} -> one float per slot; only those the method computed.
+    segments : [first_frame, end_frame) pairs in layout frames; empty when the method does not segment.
+    latency_ms : decode_video, vision, prefill, first_token, decode, decode_per_token, total, stages{name: Stage}.
+        `total` is as if this method ran alone: shared stages are included in it.
+    tflops : {"paper", "exact"} of the prefill; memory : {"kv_bytes", "peak_bytes" (None on CPU)}.
+    """
+
+    method: str
+    label: str
+    config: dict[str, Any]
+    status: str
+    answer: str
+    answer_tokens: int
+    first_token_prob: float | None
+    tokens: dict[str, float]
+    visual_per_layer: list[int]
+    layout: Layout
+    kept: list[list[int]]
+    role: list[list[str]]
+    merged_into: list[list[int]]
+    scores: dict[str, list[float]]
+    segments: list[list[int]]
+    latency_ms: dict[str, Any]
+    tflops: dict[str, float]
+    memory: dict[str, int | None]
+    device: str
+    dtype: str
+    attention_backend: str
+    seed: int
+    versions: dict[str, str]
+    model: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready built-in types; the field names are the public contract."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Started:
+    request: Request
+    model: ModelInfo
+    labels: tuple[str, ...]  # one per method, unique, in running order
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A long stage has begun (or goes on): loading the model, decoding, encoding."""
+
+    stage: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Decoded:
+    frames: np.ndarray  # uint8 [T, H, W, 3], as sampled, for display
+    timestamps: tuple[float, ...]  # seconds, one per sampled frame
+    info: dict[str, Any]  # container, codec, width, height, duration, fps, rotation, decoder
+    ms: float
+
+
+@dataclass(frozen=True)
+class Encoded:
+    layout: Layout
+    tokens: int
+    ms: float
+    cached: bool
+
+
+@dataclass(frozen=True)
+class MethodStarted:
+    label: str
+    method: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Text:
+    label: str
+    text: str  # the whole answer so far
+
+
+@dataclass(frozen=True)
+class MethodDone:
+    label: str
+    result: Result
+
+
+@dataclass(frozen=True)
+class MethodFailed:
+    label: str
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Done:
+    results: tuple[Result, ...]
+    failed: tuple[MethodFailed, ...]
+
+
+Event = Started | Progress | Decoded | Encoded | MethodStarted | Text | MethodDone | MethodFailed | Done
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Attention of the last prompt token over the video, by decoder layer and layout frame.
+
+    `raw`, `bias`, `debiased` are [layers][frames]: attention probability (mean over heads) summed over the
+    frame's tokens; bias is the same on a black video, debiased = raw - lambda * bias (ShaRP Eq. 5).
+    """
+
+    layout: Layout
+    penalty: float  # lambda of Eq. 5
+    raw: list[list[float]]
+    bias: list[list[float]]
+    debiased: list[list[float]]
+    segments: list[list[int]]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
