@@ -1,0 +1,190 @@
+"""FLOPs and KV-cache bytes of a prefill: pure arithmetic over the visual tokens that enter each layer.
+
+Two conventions stand side by side. **Paper** TFLOPs are the ones the pruning papers print: visual tokens only, one
+multiply-add counted once, attention square and not causal, key/value heads as wide as query heads, an MLP of two
+matrices. **Exact** TFLOPs are what the decoder really executes: text tokens too, causal attention, grouped key/value
+heads, the three matrices of SwiGLU, one row of logits; one multiply-add counted as two operations, as on a GPU's data
+sheet. Neither contains the vision tower, norms, softmax, or token-similarity work, which are shown as time instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sharp_demo.errors import MethodError
+from sharp_demo.pruning.schedule import budget, visual_per_layer
+
+TERA = 1e12
+FASTV_LAYER = 2  # the cost every FLOPs-matched comparison refers to: FastV with two full layers
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The dimensions of a Qwen2-style decoder that decide its cost."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+
+    @classmethod
+    def from_config(cls, text_config: Any) -> ModelShape:
+        """Read the shape off a transformers text config (an object, not a dict)."""
+        heads = text_config.num_attention_heads
+        return cls(
+            hidden=text_config.hidden_size,
+            intermediate=text_config.intermediate_size,
+            layers=text_config.num_hidden_layers,
+            heads=heads,
+            kv_heads=text_config.num_key_value_heads,
+            head_dim=getattr(text_config, "head_dim", None) or text_config.hidden_size // heads,
+            vocab=text_config.vocab_size,
+        )
+
+    @property
+    def query_width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        return self.kv_heads * self.head_dim
+
+
+SHAPES: dict[str, ModelShape] = {
+    "llava-onevision-0.5b": ModelShape(896, 4864, 24, 14, 2, 64, 152_000),
+    "llava-onevision-7b": ModelShape(3584, 18_944, 28, 28, 4, 128, 152_000),
+    "qwen2-vl-2b": ModelShape(1536, 8960, 28, 12, 2, 128, 151_936),
+    "qwen2-vl-7b": ModelShape(3584, 18_944, 28, 28, 4, 128, 152_064),
+}
+
+
+def paper_tflops(shape: ModelShape, visual_per_layer: Sequence[int]) -> float:
+    """Return the papers' TFLOPs: sum over layers of 4nd^2 + 2n^2 d + 2ndm, n = visual tokens in that layer.
+
+    Source: the convention of FastV, PyramidDrop, Feather, HoliTom and ShaRP (arXiv 2512.05385, Tables 1, 2).
+    """
+    d, m = shape.hidden, shape.intermediate
+    return sum(4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m for n in visual_per_layer) / TERA
+
+
+def _causal_pairs(n: int) -> int:
+    return n * (n + 1) // 2
+
+
+def _layer_macs(shape: ModelShape, rows: int, pairs: int) -> int:
+    """Multiply-adds of one decoder layer: `rows` tokens computed, `pairs` (query, key) pairs attended."""
+    projections = 2 * shape.query_width + 2 * shape.key_width + 3 * shape.intermediate
+    return rows * shape.hidden * projections + 2 * pairs * shape.query_width
+
+
+def segment_masked_pairs(segments: Sequence[int], prefix: int, suffix: int) -> int:
+    """Return the (query, key) pairs of a causal layer whose visual tokens see only the prefix and their own segment.
+
+    Parameters
+    ----------
+    segments : visual tokens per segment. prefix, suffix : text tokens before and after the video. The text after
+    the video sees everything.
+    """
+    visual = sum(segments)
+    inside = sum(_causal_pairs(s) + s * prefix for s in segments)
+    return _causal_pairs(prefix) + inside + suffix * (prefix + visual) + _causal_pairs(suffix)
+
+
+def exact_tflops(
+    shape: ModelShape,
+    visual_per_layer: Sequence[int],
+    text_tokens: int = 40,
+    *,
+    prefix_tokens: int = 0,
+    segments: Sequence[int] = (),
+    extra_macs: int = 0,
+) -> float:
+    """Return the TFLOPs the decoder executes in a prefill (2 x multiply-adds), with one row of logits.
+
+    Parameters
+    ----------
+    visual_per_layer : visual tokens that enter each layer.
+    text_tokens, prefix_tokens : all text tokens of the prompt, and how many of them stand before the video.
+    segments : visual tokens per segment where layer 0 is segment-masked; empty for plain causal attention.
+    extra_macs : what a method adds: `score_macs`, `bias_macs`, `bias_setup_macs`.
+    """
+    macs = shape.hidden * shape.vocab + extra_macs
+    for layer, visual in enumerate(visual_per_layer):
+        rows = visual + text_tokens
+        masked = layer == 0 and segments
+        pairs = segment_masked_pairs(segments, prefix_tokens, text_tokens - prefix_tokens) if masked else None
+        macs += _layer_macs(shape, rows, _causal_pairs(rows) if pairs is None else pairs)
+    return 2 * macs / TERA
+
+
+def score_macs(shape: ModelShape, keys: int, *, project_keys: bool = False) -> int:
+    """Return the multiply-adds of scoring `keys` tokens with the last query.
+
+    `project_keys`: the keys are not in the cache yet (look-ahead scoring) or not in this form (scores without RoPE),
+    so they are projected for the score alone.
+    """
+    projected = keys * shape.hidden * shape.key_width if project_keys else 0
+    return shape.hidden * shape.query_width + keys * shape.query_width + projected
+
+
+def bias_setup_macs(shape: ModelShape, visual: int, prefix_tokens: int = 0, *, full_layers: int = 1) -> int:
+    """Return the multiply-adds of caching the black video's keys: `full_layers` layers, then one key projection.
+
+    ShaRP pays this once per (model, layout, prompt prefix). `full_layers` is 1 for look-ahead scores, 0 for scores
+    of the first layer.
+    """
+    rows = visual + prefix_tokens
+    return full_layers * _layer_macs(shape, rows, _causal_pairs(rows)) + rows * shape.hidden * shape.key_width
+
+
+def bias_macs(
+    shape: ModelShape, visual: int, text_tokens: int = 40, prefix_tokens: int = 0, *, full_layers: int = 1
+) -> int:
+    """Return the multiply-adds of one question's bias with the black video cached: its rows after the video only."""
+    suffix, before = text_tokens - prefix_tokens, prefix_tokens + visual
+    rows = full_layers * _layer_macs(shape, suffix, suffix * before + _causal_pairs(suffix))
+    keys = suffix * shape.hidden * shape.key_width
+    return rows + keys + score_macs(shape, before + suffix)
+
+
+def kv_bytes(shape: ModelShape, tokens_per_layer: Sequence[int], bytes_per_value: int = 2) -> int:
+    """Return the bytes of keys and values cached for `tokens_per_layer` tokens (text included) in each layer."""
+    return 2 * shape.key_width * bytes_per_value * sum(tokens_per_layer)
+
+
+def flops_matched_retention(
+    shape: ModelShape, n: int, retention: float, per_layer: Callable[[float], Sequence[int]]
+) -> float:
+    """Return the retention m / n at which a method costs what FastV (K=2) costs at `retention`, in paper TFLOPs.
+
+    Parameters
+    ----------
+    n : visual tokens before pruning. per_layer : retention -> visual tokens that enter each layer; it must not
+    decrease with retention. Of the two token counts around the target the nearer in cost is taken.
+
+    Raises
+    ------
+    MethodError : the method costs more than that even when it keeps a single token.
+    """
+    target = paper_tflops(
+        shape, visual_per_layer(shape.layers, n, [(min(FASTV_LAYER, shape.layers), budget(retention, n))])
+    )
+
+    def cost(kept: int) -> float:
+        return paper_tflops(shape, per_layer(kept / n))
+
+    low, high = 1, n
+    if cost(low) > target * (1 + 1e-9):
+        raise MethodError(
+            f"this method cannot cost as little as FastV at retention {retention:g} ({target:.3g} paper TFLOPs): "
+            f"with one token kept it still costs {cost(low):.3g}; ask for a higher retention or match=tokens"
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= target else (low, middle)
+    return min((low, high), key=lambda kept: abs(cost(kept) - target)) / n

@@ -1,0 +1,166 @@
+"""FLOPs and KV bytes against the ShaRP paper's printed tables, hand counts and a brute-force mask."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sharp_demo.cost import (
+    SHAPES,
+    ModelShape,
+    bias_macs,
+    bias_setup_macs,
+    exact_tflops,
+    flops_matched_retention,
+    kv_bytes,
+    paper_tflops,
+    score_macs,
+    segment_masked_pairs,
+)
+from sharp_demo.errors import MethodError
+from sharp_demo.pruning.schedule import method_schedule, visual_per_layer
+
+TABLES = json.loads((Path(__file__).parent / "data/paper_tables.json").read_text())
+OV7B = SHAPES["llava-onevision-7b"]
+TOY = ModelShape(hidden=4, intermediate=6, layers=2, heads=2, kv_heads=1, head_dim=2, vocab=10)
+
+
+def per_layer(method: str, shape: ModelShape, n: int, retention: float) -> list[int]:
+    return visual_per_layer(shape.layers, n, method_schedule(method, retention, n))
+
+
+def rows(table: str) -> list:
+    meta = TABLES[table]
+    return [
+        pytest.param(
+            meta["config"], meta["tokens"], row, id=f"{table}-{row['method']}-{row['retention']}-{row['tflops']}"
+        )
+        for row in meta["rows"]
+    ]
+
+
+@pytest.mark.parametrize(("config", "tokens", "row"), rows("table1"))
+def test_table_1_within_half_a_percent(config: str, tokens: int, row: dict) -> None:
+    retention = float(row["retention"].rstrip("%")) / 100
+    ours = paper_tflops(SHAPES[config], per_layer(row["method"], SHAPES[config], tokens, retention))
+    assert ours == pytest.approx(float(row["tflops"]), rel=0.005)
+
+
+@pytest.mark.parametrize(("config", "tokens", "row"), rows("table2"))
+def test_table_2_within_six_hundredths(config: str, tokens: int, row: dict) -> None:
+    counts = per_layer(row["method"], SHAPES[config], tokens, row["kept"] / tokens)
+    assert counts[-1] == row["kept"]
+    assert paper_tflops(SHAPES[config], counts) == pytest.approx(float(row["tflops"]), abs=0.06)
+
+
+@pytest.mark.parametrize(("asked", "matched"), [(0.25, 0.2820), (0.2, 0.2346), (0.15, 0.1872), (0.1, 0.1398)])
+def test_flops_matched_retention_of_sharp(asked: float, matched: float) -> None:
+    got = flops_matched_retention(OV7B, 6272, asked, lambda r: per_layer("sharp", OV7B, 6272, r))
+    assert got == pytest.approx(matched, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["fastv", "feather"])
+def test_flops_matched_retention_leaves_the_reference_alone(method: str) -> None:
+    got = flops_matched_retention(OV7B, 6272, 0.2, lambda r: per_layer(method, OV7B, 6272, r))
+    assert round(got * 6272) == 1254
+
+
+@given(st.integers(1, 5000), st.floats(0.02, 1.0), st.integers(0, 6))
+def test_flops_matched_retention_is_the_nearest_token_count(n: int, asked: float, layer: int) -> None:
+    def counts(r: float) -> list[int]:
+        return visual_per_layer(28, n, method_schedule("sharp", r, n, {"layer": layer}))
+
+    target = paper_tflops(OV7B, per_layer("fastv", OV7B, n, asked))
+    if paper_tflops(OV7B, counts(1 / n)) > target * (1 + 1e-9):
+        with pytest.raises(MethodError, match="ask for a higher retention"):
+            flops_matched_retention(OV7B, n, asked, counts)
+        return
+    kept = round(flops_matched_retention(OV7B, n, asked, counts) * n)
+    best = min(
+        range(max(1, kept - 3), min(n, kept + 3) + 1), key=lambda k: abs(paper_tflops(OV7B, counts(k / n)) - target)
+    )
+    assert abs(paper_tflops(OV7B, counts(best / n)) - target) == pytest.approx(
+        abs(paper_tflops(OV7B, counts(kept / n)) - target)
+    )
+
+
+@pytest.mark.parametrize(("retention", "speedup"), [(0.235, 3.98), (0.14, 6.05)])
+def test_exact_speedup_of_sharp_on_7b(retention: float, speedup: float) -> None:
+    vanilla = exact_tflops(OV7B, per_layer("vanilla", OV7B, 6272, 1.0))
+    pruned = exact_tflops(OV7B, per_layer("sharp", OV7B, 6272, retention))
+    assert round(vanilla / pruned, 2) == speedup
+
+
+def test_exact_tflops_of_a_toy_counted_by_hand() -> None:
+    # one layer: rows x (q 16 + k 8 + v 8 + o 16 + three MLP matrices 72), and 2 x 4 per attended pair
+    counts = [3, 1]  # 5 and 3 rows with 2 text tokens: 15 and 6 causal pairs
+    macs = (5 + 3) * 120 + (15 + 6) * 8 + 4 * 10
+    assert exact_tflops(TOY, counts, text_tokens=2) == pytest.approx(2 * macs / 1e12)
+    assert exact_tflops(TOY, counts, text_tokens=2, extra_macs=7) == pytest.approx(2 * (macs + 7) / 1e12)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 4), st.integers(1, 4))
+def test_segment_masked_pairs_equal_the_mask(segments: list[int], prefix: int, suffix: int) -> None:
+    visual = np.repeat(np.arange(len(segments)), segments)
+    owner = np.concatenate([np.full(prefix, -1), visual, np.full(suffix, -1)])
+    both = (owner[:, None] >= 0) & (owner[None] >= 0)
+    mask = np.tril(np.ones((owner.size, owner.size), bool)) & ~(both & (owner[:, None] != owner[None]))
+    assert segment_masked_pairs(segments, prefix, suffix) == mask.sum()
+
+
+def test_one_segment_costs_what_no_mask_costs() -> None:
+    counts = per_layer("sharp", OV7B, 6272, 0.2)
+    plain = exact_tflops(OV7B, counts, 40)
+    assert exact_tflops(OV7B, counts, 40, prefix_tokens=14, segments=[6272]) == pytest.approx(plain)
+    assert exact_tflops(OV7B, counts, 40, prefix_tokens=14, segments=[784] * 8) < plain
+
+
+def test_scoring_terms() -> None:
+    assert score_macs(TOY, 5) == 16 + 5 * 4
+    assert score_macs(TOY, 5, project_keys=True) == 16 + 5 * 4 + 5 * 8
+    # look-ahead scoring on 7B: about 0.2 % of the pruned prefill
+    pruned = exact_tflops(OV7B, per_layer("sharp", OV7B, 6272, 0.14))
+    assert 2e-12 * score_macs(OV7B, 6312, project_keys=True) / pruned == pytest.approx(0.0016, abs=1e-4)
+
+
+def test_bias_setup_is_one_layer_and_one_key_projection() -> None:
+    vanilla = exact_tflops(OV7B, [6272] * 28)
+    assert 2e-12 * bias_setup_macs(OV7B, 6272) / vanilla == pytest.approx(0.036, abs=5e-4)
+    assert bias_setup_macs(TOY, 3, 2, full_layers=0) == 5 * 8
+    assert bias_setup_macs(TOY, 3, 2) == 5 * 120 + 15 * 8 + 5 * 8
+
+
+def test_a_question_of_the_cached_bias_completes_the_full_run() -> None:
+    """Cached prefix rows plus the question's rows are one full layer and the keys of one projection."""
+    full = bias_setup_macs(TOY, 3, text_tokens := 4)
+    parts = bias_setup_macs(TOY, 3, 1) + bias_macs(TOY, 3, text_tokens, 1) - score_macs(TOY, 7)
+    assert parts == full
+
+
+def test_kv_bytes_of_7b() -> None:
+    # 2 (k and v) x 512 values x 2 bytes per token and layer
+    assert kv_bytes(OV7B, [6312] * 28) == 6312 * 28 * 2048
+    assert kv_bytes(TOY, [3, 1], bytes_per_value=4) == 4 * 2 * 2 * 4
+
+
+def test_shape_from_a_config_object() -> None:
+    config = SimpleNamespace(
+        hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
+        vocab_size=152_000,
+    )  # fmt: skip
+    assert ModelShape.from_config(config) == SHAPES["llava-onevision-0.5b"]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_published_parameter_counts(name: str) -> None:
+    """Decoder weights alone, in billions, without biases and norms: the well-known Qwen2 sizes."""
+    s = SHAPES[name]
+    per_layer_weights = s.hidden * (2 * s.query_width + 2 * s.key_width + 3 * s.intermediate)
+    tied = name in ("llava-onevision-0.5b", "qwen2-vl-2b")
+    total = s.layers * per_layer_weights + s.vocab * s.hidden * (1 if tied else 2)
+    known = {"llava-onevision-0.5b": 0.494, "llava-onevision-7b": 7.61, "qwen2-vl-2b": 1.54, "qwen2-vl-7b": 7.61}
+    assert total / 1e9 == pytest.approx(known[name], rel=0.01)
