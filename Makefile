@@ -1,0 +1,89 @@
+# Targets other tools rely on: install, demo, test, test-full, test-gpu, check.
+# Variables: PYTHON (3.11 to 3.13), TORCH_INDEX (another index for torch), PYTEST_ARGS, USE_SYSTEM=1 (no .venv).
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
+endif
+
+VENV := .venv
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+PIP := $(VENV)/bin/python -m pip
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+ifeq ($(USE_SYSTEM),1)
+RUN := $(PYTHON)
+APP :=
+DEV :=
+else
+RUN := $(VENV)/bin/python
+APP := $(VENV)/app.stamp
+DEV := $(VENV)/dev.stamp
+endif
+
+.PHONY: help install demo check format test test-full test-gpu chromium docs
+help:
+	@echo "make install    $(VENV) with everything the app and the tests need (TORCH_INDEX=URL for another torch index)"
+	@echo "make demo       the app on http://127.0.0.1:7860 with the embedded model"
+	@echo "make test       checks and all tests on seeded samples"
+	@echo "make test-full  the full volumes;  make test-gpu  everything that needs CUDA"
+	@echo "make check      ruff, format, mypy, generated docs;  make format / make docs  rewrite them"
+
+install: $(DEV)
+
+demo: $(APP)
+	$(RUN) app.py
+
+$(VENV)/bin/python:
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11, 3.12 or 3.13 is needed and none was found." \
+		"Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@$(PYTHON) -c '$(SUPPORTED)' || { echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13." >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "This Python has no venv module; installing python3-venv with apt." >&2; \
+		rm -rf $(VENV); sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+		$$sudo apt-get update -qq && $$sudo apt-get install -y -qq python3-venv && $(PYTHON) -m venv $(VENV); }
+
+$(VENV)/app.stamp: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet $(INDEX) -r requirements.txt
+	@touch $@
+
+$(VENV)/dev.stamp: requirements-dev.txt $(VENV)/app.stamp
+	$(PIP) install --quiet $(INDEX) -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+# The browser tests drive a Chromium: the one found, else apt's, else the one playwright downloads.
+chromium: $(DEV)
+	@if ! command -v chromium chromium-browser google-chrome >/dev/null; then \
+		sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+		{ $$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends chromium; } \
+		|| $(RUN) -m playwright install --with-deps chromium \
+		|| { echo "The browser tests need Chromium, and neither apt nor playwright could install it:" \
+			"install chromium or google-chrome, then run make test again." >&2; exit 2; }; fi
+
+check: $(DEV)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) docs/generate.py --check
+
+format: $(DEV)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+docs: $(DEV)
+	$(RUN) docs/generate.py
+
+test: check chromium
+	$(RUN) -m pytest -q -m "not full and not gpu" $(PYTEST_ARGS)
+
+test-full: check chromium
+	$(RUN) -m pytest -q -m "not gpu" $(PYTEST_ARGS)
+
+test-gpu: $(DEV)
+	@$(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+		|| { echo "No CUDA device is visible to $(RUN): nothing to test here." >&2; exit 2; }
+	$(RUN) -m pytest -q -m gpu -p no:cacheprovider $(PYTEST_ARGS)
