@@ -1,0 +1,1 @@
+"""Plain-data results to Plotly figures, frame overlays and the HTML report. No torch, no Gradio."""

@@ -1,0 +1,27 @@
+"""One fixed colour per method, the same in every chart, column and report."""
+
+from __future__ import annotations
+
+METHOD_COLORS = {
+    "vanilla": "#7D8590",
+    "fastv": "#E08A00",
+    "feather": "#0B9B78",
+    "sharp": "#3D7FF0",
+    "random": "#A9745B",
+    "uniform": "#8F6BC4",
+    "latest": "#C2548A",
+}
+# For methods registered later: distinct from the above, given out by name so that a colour never moves.
+SPARE_COLORS = ("#5BA4CF", "#B5A100", "#D2614A", "#4F9E3F", "#8A7FE0", "#B06AA8")
+
+SCORE_COLORS = {"raw": "#8E96A3", "bias": "#D2614A", "debiased": METHOD_COLORS["sharp"]}
+
+# Viridis by stage order, so that neighbours in a stacked bar differ in lightness and not in hue alone.
+STAGE_RAMP = ("#440154", "#46327E", "#365C8D", "#277F8E", "#1FA187", "#4AC16D", "#A0DA39", "#FDE725")
+
+
+def method_color(method: str) -> str:
+    """Return the hex colour of a registered method name."""
+    if method in METHOD_COLORS:
+        return METHOD_COLORS[method]
+    return SPARE_COLORS[sum(map(ord, method)) % len(SPARE_COLORS)]

@@ -1,0 +1,216 @@
+"""Plotly charts of a comparison. Basic traces only: the page's plotly.js is older than the Python package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from sharp_demo.records import AttentionMaps, Layout, Result, Stage
+from sharp_demo.views.colors import SCORE_COLORS, STAGE_RAMP, method_color
+from sharp_demo.views.overlay import kept_share, scores_by_frame
+from sharp_demo.views.summary import baseline_of, flops_ratio, prefill_speedup
+
+TEXT = "#888"
+GRID = "rgba(128,128,128,.28)"
+FIGURES = ("decode_video", "vision", "prefill", "decode")
+STAGE_LABELS = {"decode_video": "decode video", "vision": "vision encoder"}
+SCORE_LABELS = {"raw": "raw attention", "bias": "position bias (black video)", "debiased": "debiased"}
+
+
+def styled(title: str, x: str, y: str, height: int = 300) -> go.Figure:
+    """Return an empty figure that reads on light and dark pages alike."""
+    axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True}
+    return go.Figure(
+        layout={
+            "title": {"text": title, "font": {"size": 14}, "x": 0, "xref": "paper", "yref": "container", "y": 0.97},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "font": {"color": TEXT, "size": 12},
+            "height": height,
+            "margin": {"l": 10, "r": 12, "t": 64, "b": 10},
+            "xaxis": {**axis, "title": {"text": x}},
+            "yaxis": {**axis, "title": {"text": y}},
+            "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 11}},
+            "hoverlabel": {"font": {"size": 12}},
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": TEXT},
+        }
+    )
+
+
+def _cut_times(layout: Layout, segments: Sequence[Sequence[int]]) -> list[float]:
+    """Return the time of each segment boundary, halfway between the frames it separates."""
+    times = layout.timestamps
+    return [(times[end - 1] + times[end]) / 2 for _, end in segments if end < layout.frames]
+
+
+def _mark_cuts(figure: go.Figure, layout: Layout, segments: Sequence[Sequence[int]]) -> None:
+    for time in _cut_times(layout, segments):
+        figure.add_shape(
+            type="line", x0=time, x1=time, y0=0, y1=1, yref="paper", line={"color": TEXT, "width": 1, "dash": "dot"}
+        )
+
+
+def _score_lines(layout: Layout, scores: Mapping[str, Sequence[float]], visible: bool = True) -> list[go.Scatter]:
+    """Return one line per score kind over time; `scores` hold one value per frame."""
+    return [
+        go.Scatter(
+            x=list(layout.timestamps),
+            y=list(values),
+            name=SCORE_LABELS.get(kind, kind),
+            mode="lines+markers",
+            visible=visible,
+            line={"color": SCORE_COLORS.get(kind, TEXT), "dash": "dot" if kind == "bias" else "solid", "width": 2},
+            marker={"size": 6, "symbol": {"raw": "circle", "bias": "x"}.get(kind, "diamond")},
+        )
+        for kind, values in scores.items()
+    ]
+
+
+def attention_per_frame(result: Result) -> go.Figure:
+    """Plot a method's scores summed per frame (raw, bias, debiased where it has them), segment cuts dotted."""
+    figure = styled(f"{result.label}: attention per frame, as scored", "time, s", "sum over the frame's tokens")
+    figure.add_traces(
+        _score_lines(
+            result.layout,
+            {kind: scores_by_frame(values, result.layout).tolist() for kind, values in result.scores.items()},
+        )
+    )
+    _mark_cuts(figure, result.layout, result.segments)
+    return figure
+
+
+def attention_by_layer(maps: AttentionMaps) -> go.Figure:
+    """Plot raw, bias and debiased attention per frame with a slider over the decoder layers."""
+    figure = styled(f"Attention per frame and layer (λ = {maps.penalty:g})", "time, s", "share of attention", 360)
+    layers = len(maps.raw)
+    for layer in range(layers):
+        kinds = {"raw": maps.raw[layer], "bias": maps.bias[layer], "debiased": maps.debiased[layer]}
+        figure.add_traces(_score_lines(maps.layout, kinds, visible=layer == 0))
+    _mark_cuts(figure, maps.layout, maps.segments)
+    steps = [
+        {
+            "label": str(layer),
+            "method": "restyle",
+            "args": [{"visible": [shown == layer for shown in range(layers) for _ in range(3)]}],
+        }
+        for layer in range(layers)
+    ]
+    figure.update_layout(
+        sliders=[{"active": 0, "steps": steps, "currentvalue": {"prefix": "decoder layer "}, "pad": {"t": 40}}]
+    )
+    return figure
+
+
+def stage_breakdown(result: Result) -> list[tuple[str, float, bool]]:
+    """Split a result's total into (stage, ms, shared) parts that sum to `latency_ms["total"]`.
+
+    A stage that is `part_of` a figure is taken out of it; what it leaves is shown under the figure's own name.
+    """
+    latency = result.latency_ms
+    stages: dict[str, Stage] = {name: _as_stage(stage) for name, stage in latency.get("stages", {}).items()}
+    parts: list[tuple[str, float, bool]] = []
+    for figure in FIGURES:
+        inner = [(name, stage) for name, stage in stages.items() if stage.part_of == figure]
+        own = stages.get(figure)
+        shared = own.shared if own else figure in ("decode_video", "vision")
+        rest = latency[figure] - sum(stage.ms for _, stage in inner)
+        parts += [(f"{figure}: {name.replace('_', ' ')}", stage.ms, stage.shared) for name, stage in inner]
+        name = STAGE_LABELS.get(figure, f"{figure}: other" if inner else figure)
+        if rest > 0:
+            parts.append((name, rest, shared))
+    other = latency["total"] - sum(ms for _, ms, _ in parts)
+    return [*parts, ("other", other, False)] if other > 1e-6 else parts
+
+
+def _as_stage(stage: Stage | Mapping[str, Any]) -> Stage:
+    return stage if isinstance(stage, Stage) else Stage(**stage)
+
+
+def latency_bars(results: Sequence[Result]) -> go.Figure:
+    """Stack every method's stages up to its total as if it had run alone; stages done once for all say so."""
+    figure = styled("Where the time goes (total as if run alone)", "ms", "", 120 + 48 * max(len(results), 2))
+    labels = [result.label for result in results]
+    names: dict[str, bool] = {}
+    table: dict[tuple[str, str], float] = {}
+    for result in results:
+        for name, ms, shared in stage_breakdown(result):
+            names[name] = shared
+            table[result.label, name] = ms
+    for index, (name, shared) in enumerate(names.items()):
+        shade = STAGE_RAMP[round(index * (len(STAGE_RAMP) - 1) / max(len(names) - 1, 1))]
+        figure.add_bar(
+            y=labels,
+            x=[table.get((label, name), 0.0) for label in labels],
+            name=f"{name} (shared)" if shared else name,
+            orientation="h",
+            marker={"color": shade, "line": {"width": 0.5, "color": "rgba(128,128,128,.6)"}},
+            hovertemplate="%{y}: %{x:.1f} ms",
+        )
+    figure.update_layout(
+        barmode="stack",
+        yaxis={"autorange": "reversed"},
+        legend={"y": -0.3, "yanchor": "top"},
+        margin={"t": 40},
+        height=240 + 44 * max(len(results), 2),
+    )
+    return figure
+
+
+def speedup_bars(results: Sequence[Result]) -> go.Figure:
+    """Put the measured prefill speed-up beside what exact and paper FLOPs promise; needs a vanilla result."""
+    figure = styled("Speed-up beside FLOPs ratio (vanilla = 1)", "", "times")
+    baseline = baseline_of(results)
+    if baseline is None:
+        return _with_note(figure, "Run vanilla too: the ratios are measured against it.")
+    pruned = [result for result in results if result.method != "vanilla"]
+    if not pruned:
+        return _with_note(figure, "Choose a pruning method to compare with vanilla.")
+    labels = [result.label for result in pruned]
+    colors = [method_color(result.method) for result in pruned]
+    bars = (
+        ("prefill speed-up, measured", [prefill_speedup(r, baseline) for r in pruned], ""),
+        ("FLOPs ratio, exact", [flops_ratio(r, baseline) for r in pruned], "/"),
+        ("FLOPs ratio, paper formula", [flops_ratio(r, baseline, "paper") for r in pruned], "x"),
+    )
+    for name, values, pattern in bars:
+        figure.add_bar(
+            x=labels,
+            y=values,
+            name=name,
+            marker={"color": colors, "pattern": {"shape": pattern, "fgcolor": "rgba(255,255,255,.75)", "size": 6}},
+            text=[f"{value:.2f}×" for value in values],
+            textposition="outside",
+            cliponaxis=False,
+        )
+    figure.add_shape(
+        type="line", x0=0, x1=1, xref="paper", y0=1, y1=1, line={"color": TEXT, "width": 1, "dash": "dash"}
+    )
+    figure.update_layout(barmode="group")
+    return figure
+
+
+def kept_over_time(results: Sequence[Result]) -> go.Figure:
+    """Plot the share of tokens each method kept in every frame."""
+    figure = styled("Tokens kept per frame", "time, s", "share kept")
+    for index, result in enumerate(results):
+        figure.add_scatter(
+            x=list(result.layout.timestamps),
+            y=kept_share(result),
+            name=result.label,
+            mode="lines+markers",
+            line={"color": method_color(result.method), "width": 2},
+            marker={"size": 7, "symbol": ("circle", "square", "diamond", "triangle-up", "x", "star")[index % 6]},
+        )
+    for result in results:
+        if result.segments:
+            _mark_cuts(figure, result.layout, result.segments)
+            break
+    figure.update_yaxes(rangemode="tozero", tickformat=".0%")
+    return figure
+
+
+def _with_note(figure: go.Figure, text: str) -> go.Figure:
+    figure.add_annotation(text=text, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
+    return figure

@@ -1,0 +1,148 @@
+"""Which tokens survived, laid over the frames: masks for the page and still pictures for the report."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from sharp_demo.records import Layout, Result
+
+DROPPED = 0
+ROLES = ("dropped", "kept", "register", "filled", "merged", "grid", "dominant")
+SPRITE_SIDE = 320  # longest side of one frame in the sprite, pixels
+DIM = 0.28  # brightness of a dropped patch
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """All frames of a clip in one JPEG, row-major, `per_row` in a row; `width` x `height` pixels each."""
+
+    jpeg: bytes
+    count: int
+    per_row: int
+    width: int
+    height: int
+
+    def frames(self) -> np.ndarray:
+        """Return the frames again, uint8 [count, height, width, 3]."""
+        sheet = np.asarray(Image.open(io.BytesIO(self.jpeg)).convert("RGB"))
+        cells = (divmod(i, self.per_row) for i in range(self.count))
+        return np.stack(
+            [sheet[r * self.height : (r + 1) * self.height, c * self.width : (c + 1) * self.width] for r, c in cells]
+        )
+
+
+def make_sprite(frames: np.ndarray, side: int = SPRITE_SIDE, quality: int = 82) -> Sprite:
+    """Pack frames, uint8 [T, H, W, 3], into one JPEG with their longest side at most `side` pixels."""
+    count, height, width = frames.shape[:3]
+    scale = min(1.0, side / max(height, width))
+    cell_w, cell_h = max(1, round(width * scale)), max(1, round(height * scale))
+    per_row = math.ceil(math.sqrt(count))
+    sheet = Image.new("RGB", (per_row * cell_w, math.ceil(count / per_row) * cell_h))
+    for i, frame in enumerate(frames):
+        row, col = divmod(i, per_row)
+        sheet.paste(
+            Image.fromarray(frame).resize((cell_w, cell_h), Image.Resampling.BILINEAR), (col * cell_w, row * cell_h)
+        )
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=quality)
+    return Sprite(buffer.getvalue(), count, per_row, cell_w, cell_h)
+
+
+def role_mask(result: Result) -> tuple[np.ndarray, list[str]]:
+    """Return the fate of every slot as uint8 codes [frames, rows * cols] and the role names they index.
+
+    Code 0 is "dropped"; the names start with `ROLES` and are extended by roles this table does not know.
+    """
+    names = list(ROLES)
+    mask = np.full((result.layout.frames, result.layout.rows * result.layout.cols), DROPPED, dtype=np.uint8)
+    for frame, (indices, roles) in enumerate(zip(result.kept, result.role, strict=True)):
+        for index, role in zip(indices, roles, strict=True):
+            if role not in names:
+                names.append(role)
+            mask[frame, index] = names.index(role)
+    return mask, names
+
+
+def kept_per_frame(result: Result) -> list[int]:
+    """Return how many tokens survived in each layout frame."""
+    return [len(indices) for indices in result.kept]
+
+
+def kept_share(result: Result) -> list[float]:
+    """Return the share of tokens that survived in each layout frame, 0 to 1."""
+    per_frame = result.layout.rows * result.layout.cols
+    return [count / per_frame for count in kept_per_frame(result)]
+
+
+def scores_by_frame(values: Sequence[float], layout: Layout) -> np.ndarray:
+    """Sum one score per slot over each frame; float64 [frames]."""
+    return np.asarray(values, dtype=np.float64).reshape(layout.frames, -1).sum(axis=1)
+
+
+def quantise(values: Sequence[float]) -> tuple[np.ndarray, float, float]:
+    """Map scores to uint8 between their minimum and 99.5th percentile; return codes and both ends.
+
+    A few sink tokens hold most of the attention: a scale up to the maximum would paint all others black.
+    """
+    array = np.nan_to_num(np.asarray(values, dtype=np.float64))
+    low, high = float(array.min()), float(np.quantile(array, 0.995))
+    if high <= low:
+        high = float(array.max())
+    span = (high - low) or 1.0
+    return np.round(np.clip((array - low) / span, 0, 1) * 255).astype(np.uint8), low, high
+
+
+def encode(codes: np.ndarray) -> str:
+    """Return uint8 codes as base64 text, row-major."""
+    return base64.b64encode(np.ascontiguousarray(codes, dtype=np.uint8).tobytes()).decode("ascii")
+
+
+def frame_of_clip(layout: Layout, sampled: int) -> list[int]:
+    """Return, for each layout frame, the index of the sampled frame that stands for it (the first it covers)."""
+    return [min(frame * layout.frames_per_token, sampled - 1) for frame in range(layout.frames)]
+
+
+def draw_overlay(frame: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Dim and hatch the dropped patches of one frame.
+
+    Parameters
+    ----------
+    frame : uint8 [H, W, 3].
+    kept : bool [rows, cols]; the grid spans the whole frame, because the processors resize without cropping.
+    """
+    height, width = frame.shape[:2]
+    rows, cols = kept.shape
+    y, x = np.arange(height)[:, None], np.arange(width)[None, :]
+    dropped = ~kept[y * rows // height, x * cols // width]
+    hatch = dropped & ((x + y) % 8 < 2)
+    out = frame.astype(np.float32)
+    out[dropped] *= DIM
+    out[hatch] += 42
+    return np.clip(out, 0, 255).astype(np.uint8)
+
+
+def filmstrip(frames: np.ndarray, result: Result, width: int = 112, gap: int = 3) -> bytes:
+    """Draw all layout frames of one result beside each other, dropped patches dimmed and hatched; JPEG bytes.
+
+    `frames` are the sampled frames, uint8 [T, H, W, 3].
+    """
+    layout = result.layout
+    mask, _ = role_mask(result)
+    height = max(1, round(frames.shape[1] * width / frames.shape[2]))
+    per_row = min(layout.frames, 16)
+    sheet = Image.new("RGB", (per_row * (width + gap), math.ceil(layout.frames / per_row) * (height + gap)), "white")
+    for position, index in enumerate(frame_of_clip(layout, len(frames))):
+        picture = np.asarray(Image.fromarray(frames[index]).resize((width, height), Image.Resampling.BILINEAR))
+        kept = mask[position].reshape(layout.rows, layout.cols) != DROPPED
+        row, col = divmod(position, per_row)
+        sheet.paste(Image.fromarray(draw_overlay(picture, kept)), (col * (width + gap), row * (height + gap)))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

@@ -1,0 +1,124 @@
+"""The key figures of a result, formatted once for the page and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sharp_demo.records import Result
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure as shown: a short label, the formatted value, and what exactly it contains."""
+
+    key: str
+    label: str
+    value: str
+    help: str
+
+
+def baseline_of(results: Sequence[Result]) -> Result | None:
+    """Return the unpruned result that speed-ups are measured against, or None when vanilla did not run."""
+    return next((result for result in results if result.method == "vanilla"), None)
+
+
+def prefill_speedup(result: Result, baseline: Result) -> float:
+    """Return vanilla's prefill time over this method's; below 1 the method is slower."""
+    return baseline.latency_ms["prefill"] / max(result.latency_ms["prefill"], 1e-9)
+
+
+def flops_ratio(result: Result, baseline: Result, convention: str = "exact") -> float:
+    """Return vanilla's prefill FLOPs over this method's, by the "exact" or the "paper" count."""
+    return baseline.tflops[convention] / max(result.tflops[convention], 1e-30)
+
+
+def format_ms(ms: float | None) -> str:
+    """Return milliseconds with three significant figures, in seconds from 10 s on."""
+    if ms is None:
+        return "n/a"
+    if ms >= 10_000:
+        return f"{ms / 1000:.1f} s"
+    return f"{ms:.0f} ms" if ms >= 100 else f"{ms:.1f} ms"
+
+
+def format_flops(tflops: float) -> str:
+    """Return TFLOPs, or GFLOPs and MFLOPs for small models."""
+    for scale, unit in ((1.0, "T"), (1e3, "G"), (1e6, "M")):
+        if abs(tflops) * scale >= 1 or unit == "M":
+            return f"{tflops * scale:.3g} {unit}"
+    raise AssertionError("unreachable")
+
+
+def format_bytes(count: int | float | None) -> str:
+    """Return bytes in MB (10^6) or GB."""
+    if count is None:
+        return "n/a"
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def format_ratio(ratio: float) -> str:
+    return f"{ratio:.2f}×"
+
+
+def figures_of(result: Result, baseline: Result | None) -> list[Figure]:
+    """Return the key figures of one column, headline figures (kept, speed-up, FLOPs ratio) first."""
+    tokens, latency = result.tokens, result.latency_ms
+    figures = [
+        Figure(
+            "kept",
+            "Tokens kept",
+            f"{tokens['kept']:.0f} / {tokens['visual']:.0f} ({tokens['retention']:.1%})",
+            "Visual tokens left after the last prune, of all visual tokens: as achieved, not as asked.",
+        )
+    ]
+    if baseline is not None and result.method != "vanilla":
+        figures += [
+            Figure(
+                "speedup",
+                "Prefill speed-up",
+                format_ratio(prefill_speedup(result, baseline)),
+                "Vanilla's measured prefill time over this method's, same run, same device. Below 1 it is slower.",
+            ),
+            Figure(
+                "flops_ratio",
+                "FLOPs ratio",
+                format_ratio(flops_ratio(result, baseline)),
+                "Vanilla's exact prefill FLOPs over this method's: what the arithmetic alone allows.",
+            ),
+        ]
+    return [
+        *figures,
+        Figure(
+            "prefill", "Prefill", format_ms(latency["prefill"]), "Language model over the prompt, pruning included."
+        ),
+        Figure("first_token", "First token", format_ms(latency["first_token"]), "Time to the first answer token."),
+        Figure("decode", "Per token", format_ms(latency.get("decode_per_token")), "Mean time of each further token."),
+        Figure(
+            "total",
+            "Total",
+            format_ms(latency["total"]),
+            "As if this method had run alone: video decoding and vision encoding, done once for all, are included.",
+        ),
+        Figure(
+            "tflops",
+            "Prefill FLOPs",
+            f"{format_flops(result.tflops['paper'])} / {format_flops(result.tflops['exact'])}",
+            "By the pruning papers' formula / counted exactly (grouped KV heads, gated MLP, causal attention).",
+        ),
+        Figure("kv", "KV cache", format_bytes(result.memory["kv_bytes"]), "Keys and values left after the prefill."),
+        Figure(
+            "peak",
+            "Peak memory",
+            format_bytes(result.memory["peak_bytes"]),
+            "Accelerator memory at its highest during this method; not measured on a CPU.",
+        ),
+        Figure(
+            "layer_mean",
+            "Mean over layers",
+            f"{tokens['layer_mean']:.1%}",
+            "Share of the visual tokens that entered a decoder layer, averaged over the layers.",
+        ),
+    ]

@@ -1,0 +1,66 @@
+"""Hand-made results with known contents."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sharp_demo.records import Layout, Result, Stage
+
+ROLE_CYCLE = ("kept", "register", "filled", "merged", "grid")
+
+
+def make_result(
+    method: str = "sharp", *, frames: int = 4, rows: int = 3, cols: int = 5, keep: int = 7, **over
+) -> Result:
+    """A result that kept `keep` random slots; 8 ms decode_video and 4 ms vision are shared."""
+    rng = np.random.default_rng(sum(map(ord, method)))
+    total = frames * rows * cols
+    slots = np.sort(rng.choice(total, total if method == "vanilla" else keep, replace=False))
+    per_frame = [(slots[slots // (rows * cols) == f] % (rows * cols)).tolist() for f in range(frames)]
+    roles = [[ROLE_CYCLE[i % len(ROLE_CYCLE)] for i in indices] for indices in per_frame]
+    prefill = 20.0 if method == "vanilla" else 8.0
+    inner = (
+        {} if method == "vanilla" else {"scores": Stage(1.5, False, "prefill"), "forward": Stage(6.0, False, "prefill")}
+    )
+    scores = {kind: rng.random(total).tolist() for kind in (("raw", "bias", "debiased") if method == "sharp" else ())}
+    values = {
+        "method": method,
+        "label": method.title(),
+        "config": {"retention": keep / total},
+        "status": "done",
+        "answer": "A red circle.",
+        "answer_tokens": 4,
+        "first_token_prob": 0.9,
+        "tokens": {
+            "prompt": total + 30,
+            "visual": total,
+            "kept": len(slots),
+            "retention": len(slots) / total,
+            "layer_mean": len(slots) / total,
+        },
+        "visual_per_layer": [total, len(slots)],
+        "layout": Layout(frames, rows, cols, 1, tuple(float(f) for f in range(frames))),
+        "kept": per_frame,
+        "role": roles,
+        "merged_into": [],
+        "scores": scores,
+        "segments": [[0, 1], [1, frames]] if method == "sharp" else [],
+        "latency_ms": {
+            "decode_video": 8.0,
+            "vision": 4.0,
+            "prefill": prefill,
+            "first_token": 12.0 + prefill,
+            "decode": 10.0,
+            "decode_per_token": 2.5,
+            "total": 22.0 + prefill,
+            "stages": {"decode_video": Stage(8.0, True), "vision": Stage(4.0, True), **inner},
+        },
+        "tflops": {"paper": 0.002 if method == "vanilla" else 0.001, "exact": 0.003 if method == "vanilla" else 0.001},
+        "memory": {"kv_bytes": 123_456, "peak_bytes": None},
+        "device": "cpu",
+        "dtype": "float32",
+        "attention_backend": "sdpa",
+        "seed": 0,
+        "versions": {"torch": "2"},
+    }
+    return Result(**(values | over))

@@ -1,0 +1,77 @@
+import base64
+
+import numpy as np
+import pytest
+from handmade import make_result
+
+from sharp_demo.views import overlay
+
+
+def test_mask_sums_equal_the_kept_counts(results):
+    for result in results:
+        mask, names = overlay.role_mask(result)
+        assert (mask != overlay.DROPPED).sum() == result.tokens["kept"]
+        assert (mask != overlay.DROPPED).sum(axis=1).tolist() == overlay.kept_per_frame(result)
+        for frame, (indices, roles) in enumerate(zip(result.kept, result.role, strict=True)):
+            assert [names[mask[frame, i]] for i in indices] == roles
+
+
+def test_unknown_role_gets_its_own_code():
+    result = make_result(keep=1, frames=1)
+    result.role[0] = ["from-the-future"]
+    mask, names = overlay.role_mask(result)
+    assert names[mask.max()] == "from-the-future"
+
+
+def test_sprite_round_trip_keeps_order_and_size():
+    shades = np.linspace(0, 240, 5).astype(np.uint8)
+    frames = np.broadcast_to(shades[:, None, None, None], (5, 90, 160, 3))
+    sprite = overlay.make_sprite(frames, side=80)
+    assert (sprite.width, sprite.height, sprite.count) == (80, 45, 5)
+    back = sprite.frames()
+    assert back.shape == (5, 45, 80, 3)
+    assert np.abs(back.mean(axis=(1, 2, 3)) - shades).max() < 4
+
+
+def test_overlay_darkens_exactly_the_dropped_patches():
+    frame = np.full((60, 100, 3), 200, np.uint8)
+    kept = np.zeros((3, 5), bool)
+    kept[1, 2] = True
+    drawn = overlay.draw_overlay(frame, kept)
+    inside = np.zeros((60, 100), bool)
+    inside[20:40, 40:60] = True
+    assert (drawn[inside] == 200).all()
+    assert (drawn[~inside] < 120).all()
+    assert len(np.unique(drawn[~inside][:, 0])) == 2, "dropped patches carry a hatch, not colour alone"
+
+
+def test_grid_spans_frames_that_do_not_divide_evenly():
+    drawn = overlay.draw_overlay(np.full((50, 37, 3), 200, np.uint8), np.array([[True, False], [False, True]]))
+    assert (drawn[:25, :18] == 200).all()
+    assert (drawn[25:, 19:] == 200).all()
+
+
+def test_quantise_keeps_order_and_survives_constant_scores():
+    codes, low, high = overlay.quantise([0.0, 0.5, 1.0])
+    assert codes.tolist() == sorted(codes.tolist())
+    assert low == 0.0
+    assert high == pytest.approx(1.0, abs=0.01)
+    codes, *_ = overlay.quantise([3.0, 3.0])
+    assert codes.tolist() == [0, 0]
+
+
+def test_encode_is_row_major():
+    codes = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    assert list(base64.b64decode(overlay.encode(codes))) == [0, 1, 2, 3, 4, 5]
+
+
+def test_layout_frames_map_to_the_first_frame_they_cover():
+    result = make_result(frames=3)
+    paired = type(result.layout)(3, 3, 5, 2, (0.0, 1.0, 2.0))
+    assert overlay.frame_of_clip(paired, 6) == [0, 2, 4]
+    assert overlay.frame_of_clip(paired, 5) == [0, 2, 4]
+    assert overlay.frame_of_clip(paired, 3) == [0, 2, 2]
+
+
+def test_filmstrip_is_a_jpeg(clip):
+    assert overlay.filmstrip(clip, make_result())[:2] == b"\xff\xd8"

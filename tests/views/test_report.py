@@ -1,0 +1,50 @@
+import html
+import json
+import re
+
+import pytest
+from handmade import make_result
+
+from sharp_demo.records import MethodSpec, Request
+from sharp_demo.views.overlay import make_sprite
+from sharp_demo.views.report import render_report
+
+HOSTILE = [
+    "<img src=x onerror=window.__x=1>",
+    "</script><script>window.__x=1</script>",
+    "${window.__x=1}",
+    "{{ 7 * 7 }}{{config}}",
+    "{% for a in b %}",
+]
+
+
+def request(question: str = "What moves?") -> dict:
+    return Request("/secret/folder/clip.mp4", question, (MethodSpec("sharp"),)).to_dict()
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_question_answer_and_label_cannot_inject(clip, text):
+    page = render_report(request(text), [make_result(answer=text, label=text, notes=[text])], clip)
+    body = page.split("</head>", 1)[1]
+    for tag in ("<img src=x", "</script><script>"):
+        assert tag not in body
+    assert text in html.unescape(body), "shown literally"
+    embedded = re.search(r'id="comparison">(.*?)</script>', body, re.S)
+    assert embedded
+    assert json.loads(embedded[1])["results"][0]["answer"] == text
+
+
+def test_report_is_self_contained_and_hides_server_paths(clip, results):
+    page = render_report(request(), results, clip)
+    assert "/secret/folder" not in page
+    assert "clip.mp4" in page
+    body = page.split("</head>", 1)[1]
+    assert not re.findall(r'(?:src|href)="(?!data:)', body)
+    assert page.count("plotly.js v") == 1
+    for result in results:
+        assert f"<h3>{result.label}</h3>" in page
+
+
+def test_report_from_a_sprite_and_without_results(clip):
+    assert "data:image/jpeg" in render_report(request(), [make_result()], make_sprite(clip))
+    assert "No method finished" in render_report(request(), [], clip)
