@@ -17,7 +17,7 @@ Grid = Sequence[Sequence[int]]  # video_grid_thw: one [t, h, w] in patches per v
 
 @dataclass(frozen=True)
 class Family:
-    """One model family: its transformers class and how its video placeholders are laid out.
+    """One model family: its transformers classes and how its video placeholders are laid out.
 
     `shape(config, placeholders, grid)` returns (frames, rows, cols) of the visual tokens. The last `newlines`
     placeholders carry the video's token id but are text. `placeholders(config, frames, grid)` counts both kinds.
@@ -26,6 +26,7 @@ class Family:
     name: str
     model_type: str
     model_class: str
+    video_processor: str
     newlines: int
     needs_grid: bool
     frames_per_token: Callable[[Any], int]
@@ -71,6 +72,7 @@ FAMILIES = (
         name="llava-onevision",
         model_type="llava_onevision",
         model_class="LlavaOnevisionForConditionalGeneration",
+        video_processor="LlavaOnevisionVideoProcessor",
         newlines=1,
         needs_grid=False,
         frames_per_token=lambda config: 1,
@@ -80,6 +82,7 @@ FAMILIES = (
         name="qwen2-vl",
         model_type="qwen2_vl",
         model_class="Qwen2VLForConditionalGeneration",
+        video_processor="Qwen2VLVideoProcessor",
         newlines=0,
         needs_grid=True,
         frames_per_token=lambda config: int(config.vision_config.temporal_patch_size),
@@ -90,7 +93,11 @@ FAMILIES = (
 
 def family_of(config: Any) -> Family:
     """The family of a checkpoint's config; `ModelError` names the supported ones."""
-    model_type = getattr(config, "model_type", None)
+    return family_of_type(getattr(config, "model_type", None))
+
+
+def family_of_type(model_type: Any) -> Family:
+    """The family of a config's `model_type`; `ModelError` names the supported ones."""
     for family in FAMILIES:
         if family.model_type == model_type:
             return family
