@@ -9,12 +9,12 @@ sheet. Neither contains the vision tower, norms, softmax, or token-similarity wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sharp_demo.errors import MethodError
-from sharp_demo.pruning.schedule import budget, visual_per_layer
+from sharp_demo.pruning.schedule import budget, method_schedule, visual_per_layer
 
 TERA = 1e12
 FASTV_LAYER = 2  # the cost every FLOPs-matched comparison refers to: FastV with two full layers
@@ -150,6 +150,37 @@ def bias_macs(
     rows = full_layers * _layer_macs(shape, suffix, suffix * before + _causal_pairs(suffix))
     keys = suffix * shape.hidden * shape.key_width
     return rows + keys + score_macs(shape, before + suffix)
+
+
+def overhead_macs(
+    method: str,
+    shape: ModelShape,
+    n: int,
+    retention: float,
+    text_tokens: int = 40,
+    prefix_tokens: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, int]:
+    """Return the multiply-adds a method adds to the forward, by stage: `scores`, `bias`, `bias_setup`.
+
+    `bias_setup` is paid once and cached, the others in every prefill. Selections that read no attention cost nothing.
+    """
+    options = options or {}
+    stages = method_schedule(method, retention, n, shape.layers, options)
+    before = [n, *(kept for _, kept in stages)]
+    if method == "fastv":
+        return {"scores": sum(score_macs(shape, v + text_tokens) for v, _ in zip(before, stages, strict=False))}
+    if method == "feather":
+        return {"scores": sum(score_macs(shape, v, project_keys=True) for v, _ in zip(before, stages, strict=False))}
+    if method != "sharp":
+        return {}
+    look_ahead = options.get("score_layer", "lookahead") == "lookahead"
+    macs = {"scores": score_macs(shape, n + text_tokens, project_keys=look_ahead)}
+    if options.get("posc", True):
+        full_layers = stages[0][0] - (0 if look_ahead else 1)
+        macs["bias"] = bias_macs(shape, n, text_tokens, prefix_tokens, full_layers=full_layers)
+        macs["bias_setup"] = bias_setup_macs(shape, n, prefix_tokens, full_layers=full_layers)
+    return macs
 
 
 def kv_bytes(shape: ModelShape, tokens_per_layer: Sequence[int], bytes_per_value: int = 2) -> int:

@@ -17,6 +17,7 @@ from sharp_demo.cost import (
     exact_tflops,
     flops_matched_retention,
     kv_bytes,
+    overhead_macs,
     paper_tflops,
     score_macs,
     segment_masked_pairs,
@@ -72,7 +73,7 @@ def test_flops_matched_retention_leaves_the_reference_alone(method: str) -> None
 @given(st.integers(1, 5000), st.floats(0.02, 1.0), st.integers(0, 6))
 def test_flops_matched_retention_is_the_nearest_token_count(n: int, asked: float, layer: int) -> None:
     def counts(r: float) -> list[int]:
-        return visual_per_layer(28, n, method_schedule("sharp", r, n, {"layer": layer}))
+        return visual_per_layer(28, n, method_schedule("sharp", r, n, options={"layer": layer}))
 
     target = paper_tflops(OV7B, per_layer("fastv", OV7B, n, asked))
     if paper_tflops(OV7B, counts(1 / n)) > target * (1 + 1e-9):
@@ -139,6 +140,20 @@ def test_a_question_of_the_cached_bias_completes_the_full_run() -> None:
     full = bias_setup_macs(TOY, 3, text_tokens := 4)
     parts = bias_setup_macs(TOY, 3, 1) + bias_macs(TOY, 3, text_tokens, 1) - score_macs(TOY, 7)
     assert parts == full
+
+
+def test_overheads_by_method() -> None:
+    cost = lambda method, **options: overhead_macs(method, TOY, 10, 0.5, 4, 1, options)  # noqa: E731
+    assert cost("vanilla") == cost("random") == {}
+    assert cost("fastv") == {"scores": score_macs(TOY, 14)}
+    assert cost("feather") == {"scores": score_macs(TOY, 10, project_keys=True)}
+    assert cost("sharp") == {
+        "scores": score_macs(TOY, 14, project_keys=True),
+        "bias": bias_macs(TOY, 10, 4, 1),
+        "bias_setup": bias_setup_macs(TOY, 10, 1),
+    }
+    assert cost("sharp", posc=False, score_layer="first") == {"scores": score_macs(TOY, 14)}
+    assert cost("sharp", score_layer="first")["bias_setup"] == 11 * 8
 
 
 def test_kv_bytes_of_7b() -> None:

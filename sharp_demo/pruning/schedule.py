@@ -39,28 +39,36 @@ def grid_tokens(frames: int, rows: int, cols: int, stride: int) -> int:
     return frames * -(-rows // stride) * -(-cols // stride)
 
 
-def feather_paper_schedule(
-    retention: float, n: int, grid: int, layers: tuple[int, int] = (7, 14)
-) -> list[tuple[int, int]]:
+def feather_paper_layers(layers: int) -> tuple[int, int]:
+    """Return the layers of Feather's two stages: 8 and 16 of 32, so L/4 and L/2."""
+    return max(1, layers // 4), max(2, layers // 2)
+
+
+def feather_paper_schedule(retention: float, n: int, grid: int, layers: tuple[int, int]) -> list[tuple[int, int]]:
     """Return Feather's published two-stage schedule for a grid of `grid` tokens.
 
     Stage 1 keeps int(r n) top-scored tokens united with the grid; stage 2 keeps int(r^2) of the survivors. How far
     the top-scored tokens and the grid overlap depends on the video; the expected overlap of independent sets stands
-    in for it. Source: Feather's official code (ratios) on 28 layers, where its layers 8 and 16 of 32 become 7 and 14.
+    in for it. Source: Feather's official code.
     """
     top = int(retention * n)
     first = min(n, max(1, top + round(grid * (1 - top / n))))
     return [(layers[0], first), (layers[1], max(1, int(first * retention**2)))]
 
 
-def method_schedule(method: str, retention: float, n: int, options: Mapping[str, Any] | None = None) -> Schedule:
+def method_schedule(
+    method: str, retention: float, n: int, layers: int = 28, options: Mapping[str, Any] | None = None
+) -> Schedule:
     """Return the prune stages of a method by its name, without loading the method (or torch).
 
-    `options` may hold the method's `layer` (K); every other option leaves the token counts as they are. Raises
+    `options` may hold `layer` (K) and Feather's `paper_mode`; no other option changes the token counts. Raises
     MethodError on an unknown method.
     """
+    options = options or {}
     if method == "vanilla":
         return []
     if method not in PRUNE_LAYER:
         raise MethodError(f"no method named {method!r}; there are: vanilla, {', '.join(PRUNE_LAYER)}")
-    return [(int((options or {}).get("layer", PRUNE_LAYER[method])), budget(retention, n))]
+    if method == "feather" and options.get("paper_mode"):
+        return feather_paper_schedule(retention, n, -(-n // 9), feather_paper_layers(layers))
+    return [(options.get("layer", PRUNE_LAYER[method]), budget(retention, n))]
