@@ -1,0 +1,121 @@
+"""The base class of every method: one shared knob, four hook points, and a `with` block that undoes itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sharp_demo.errors import MethodError
+from sharp_demo.pruning.runtime import AttentionOverride, Prefill, Run, Selection, attached
+from sharp_demo.pruning.schedule import Schedule, budget, visual_per_layer
+
+
+def knob(
+    default: Any, help: str, *, choices: tuple[Any, ...] = (), low: float | None = None, high: float | None = None
+) -> Any:
+    """A dataclass field that knows its help text and what it may be; menus, CLI and checks read it."""
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pruning method with its hyperparameters.
+
+    `with Method(...)(model, processor) as run: model.generate(**inputs)` prunes inside the block; `run` tells what
+    happened. Subclasses override the hooks they need. `retention` is the share of visual tokens left after the
+    prune (methods with several stages say which one).
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str] = ""  # link to the source
+    summary: ClassVar[str] = ""  # one line: what is scored, where it prunes
+    question_aware: ClassVar[bool] = False
+
+    retention: float = knob(0.2, "share of visual tokens to keep, in (0, 1]", high=1.0)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.retention <= 1:
+            raise MethodError(f"{self.name}: retention is {self.retention:g}; it must be above 0 and at most 1.")
+        for knob_ in fields(self):
+            value, meta = getattr(self, knob_.name), knob_.metadata
+            if meta["choices"] and value not in meta["choices"]:
+                options = ", ".join(map(str, meta["choices"]))
+                raise MethodError(f"{self.name}: {knob_.name} is {value!r}; it must be one of {options}.")
+            if meta["low"] is not None and value < meta["low"]:
+                raise MethodError(f"{self.name}: {knob_.name} is {value:g}; it must be at least {meta['low']:g}.")
+            if meta["high"] is not None and value > meta["high"]:
+                raise MethodError(f"{self.name}: {knob_.name} is {value:g}; it must be at most {meta['high']:g}.")
+
+    def __call__(
+        self, model: nn.Module, processor: Any | None = None, bias_cache: Any | None = None
+    ) -> AbstractContextManager[Run]:
+        """Attach this method to `model` for the length of a `with` block; see `runtime.attached`."""
+        return attached(model, self, processor, bias_cache)
+
+    @property
+    def active(self) -> bool:
+        """False when there is nothing to prune; the untouched forward runs then."""
+        return self.retention < 1
+
+    def schedule(self, layers: int, n: int) -> Schedule:
+        """Prune stages (layer, tokens kept) for a model of `layers` decoder layers and n visual tokens."""
+        return []
+
+    def visual_per_layer(self, layers: int, n: int) -> list[int]:
+        """Visual tokens that enter each decoder layer when nothing depends on the video's content."""
+        return visual_per_layer(layers, n, self.schedule(layers, n) if self.active else [])
+
+    def check(self, layers: int) -> None:
+        """Raise MethodError when the method does not fit a model of `layers` decoder layers."""
+        for layer, _ in self.schedule(layers, 1):
+            if layer >= layers:
+                raise MethodError(
+                    f"{self.name}: prunes before layer {layer}, but this model has layers 0 to {layers - 1}."
+                )
+
+    # -- hook points ---------------------------------------------------------------------------------------------
+
+    def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
+        """Called before decoder layer `layer`; a Selection drops every other visual token. Layer 0: before the LLM."""
+        return None
+
+    def attention(self, layer: int, prefill: Prefill) -> AttentionOverride | None:
+        """Called just before the attention of `layer`, after any drop; returns what replaces it, or None."""
+        return None
+
+    def after_attention(self, layer: int, prefill: Prefill) -> Selection | None:
+        """Called inside `layer`, between attention and MLP; a Selection drops as in `before_layer`."""
+        return None
+
+    def after_prefill(self, prefill: Prefill) -> None:
+        """Called when all layers ran; may shrink the cache with `prefill.drop_kv`."""
+
+
+@dataclass(frozen=True)
+class SingleStage(Method, ABC):
+    """A method that drops once, before decoder layer `layer` (FastV's K)."""
+
+    layer: int = knob(2, "K: decoder layers that run on all tokens; tokens are dropped before layer K", low=0)
+
+    def schedule(self, layers: int, n: int) -> Schedule:
+        return [(self.layer, budget(self.retention, n))]
+
+    def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
+        if layer != self.layer:
+            return None
+        return self.select(prefill, budget(self.retention, len(prefill.layout)))
+
+    @abstractmethod
+    def select(self, prefill: Prefill, k: int) -> Selection:
+        """Choose k of the visual tokens."""
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """Indices [k] of the highest scores, ascending; of equal scores the lower index wins."""
+    return torch.sort(scores, descending=True, stable=True).indices[:k].sort().values

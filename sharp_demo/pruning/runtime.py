@@ -1,0 +1,478 @@
+"""The prefill loop that lets a method drop tokens on the way through the decoder layers.
+
+`attached` installs one forward on the text model of one model instance and takes it off again. It calls the
+untouched forward whenever no method is active and all layers' caches are equally long; otherwise it runs the
+decoder layers itself: original positions are kept, one mask serves each run of equally long layers, and every
+hook point of a method is a plain call. Works for the Qwen2 (LLaVA-OneVision) and Qwen2-VL text models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import IntEnum
+from types import MethodType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from sharp_demo.backbones.layout import VisualLayout, visual_layout
+from sharp_demo.errors import ModelError, UnsupportedError
+from sharp_demo.pruning.attention import Rotary, last_query_logits, project_keys
+from sharp_demo.pruning.stopwatch import Stopwatch
+
+
+class Role(IntEnum):
+    """Why a kept token was kept."""
+
+    KEPT = 0
+    REGISTER = 1  # top-K by (debiased) score
+    MERGED = 2  # a register token that absorbed others
+    FILLED = 3  # put in to refill the budget
+    GRID = 4  # on Feather's uniform grid
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What survives one prune stage, in terms of the v visual tokens that were alive before it.
+
+    Attributes
+    ----------
+    kept : [k] LongTensor, ascending indices into those v tokens.
+    role : [k] IntTensor of `Role` values; None means KEPT.
+    hidden : [k, d] rows to go on with in place of the tokens' own (merging); None leaves them as they are.
+    merged_into : [v] LongTensor, for each token that was averaged into another the index of that other, else -1.
+    """
+
+    kept: Tensor
+    role: Tensor | None = None
+    hidden: Tensor | None = None
+    merged_into: Tensor | None = None
+
+
+@dataclass
+class Run:
+    """What one pruned prefill did. Every prefill under the same `with` block starts it afresh.
+
+    Attributes
+    ----------
+    layout : where the N visual tokens sit; None until a prompt with a video was seen.
+    kept, role : [k] slots (0..N-1) that survived all stages, ascending, and their `Role` values.
+    merged_into : [N] slot each token was averaged into, -1 for none.
+    scores : name -> [N] fp32, the scores the method selected by ("raw", "bias", "debiased").
+    segments : [first, end) layout frames of each segment; empty without segmentation.
+    visual_per_layer : visual tokens that entered each decoder layer.
+    stages : milliseconds per stage, read after the prefill.
+    """
+
+    method: Pruner
+    device: torch.device
+    layout: VisualLayout | None = None
+    kept: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    role: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int8))
+    merged_into: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    segments: list[tuple[int, int]] = field(default_factory=list)
+    visual_per_layer: list[int] = field(default_factory=list)
+    bias_cold: bool = False
+    stopwatch: Stopwatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stopwatch = Stopwatch(self.device)
+
+    @property
+    def stages(self) -> dict[str, float]:
+        return self.stopwatch.ms()
+
+    def begin(self, layout: VisualLayout, layers: int) -> None:
+        """Forget the previous prefill; until a stage drops something, every token survives every layer."""
+        n = len(layout)
+        self.layout = layout
+        self.kept = torch.arange(n, device=self.device)
+        self.role = torch.full((n,), Role.KEPT, dtype=torch.int8, device=self.device)
+        self.merged_into = torch.full((n,), -1, device=self.device)
+        self.scores, self.segments = {}, []
+        self.visual_per_layer = [n] * layers
+        self.bias_cold = False
+        self.stopwatch = Stopwatch(self.device)
+
+
+class Pruner(Protocol):
+    """The hook points of a method; `sharp_demo.pruning.method.Method` is the base class that fills them in."""
+
+    @property
+    def active(self) -> bool: ...
+    def check(self, layers: int) -> None: ...
+    def before_layer(self, layer: int, prefill: Prefill) -> Selection | None: ...
+    def attention(self, layer: int, prefill: Prefill) -> AttentionOverride | None: ...
+    def after_attention(self, layer: int, prefill: Prefill) -> Selection | None: ...
+    def after_prefill(self, prefill: Prefill) -> None: ...
+
+
+AttentionOverride = Callable[[nn.Module, Tensor, Rotary, DynamicCache], Tensor]
+
+
+class Pass:
+    """Rows on their way through decoder layers: hidden [B, n, d] and cos, sin [B, n, head_dim]. No hooks."""
+
+    def __init__(self, hidden: Tensor, rotary: Rotary) -> None:
+        self.hidden = hidden
+        self.rotary = rotary
+
+    def before_layer(self, layer: int) -> None:
+        """Called before decoder layer `layer` runs."""
+
+    def attention(self, layer: int) -> AttentionOverride | None:
+        """Return what replaces the attention module's forward in this layer, or None."""
+        return None
+
+    def after_attention(self, layer: int) -> None:
+        """Called after the attention residual of `layer`, before its MLP."""
+
+
+class Prefill(Pass):
+    """One prompt's first pass, and everything a method may look at or drop.
+
+    Attributes
+    ----------
+    layers, cache, config : the text model's decoder layers, key/value cache and config.
+    embeddings : [B, n0, d], the LLM's input before any drop.
+    start : row of the first visual token; the rows before it are text that the video cannot change.
+    order : [n] original row of each current row. text : current rows that are not visual.
+    rows, slots : [v] current row and layout slot of each surviving visual token.
+    """
+
+    def __init__(
+        self, lm: nn.Module, hidden: Tensor, rotary: Rotary, cache: DynamicCache, run: Run, tools: Tools
+    ) -> None:
+        super().__init__(hidden, rotary)
+        assert run.layout is not None
+        self.layers, self.config, self.cache, self.run, self.tools = lm.layers, lm.config, cache, run, tools
+        self.layout = run.layout
+        self.embeddings = hidden
+        self.order = torch.arange(hidden.shape[1], device=hidden.device)
+        self.start = int(self.layout.index[0])
+        end = self.start + len(self.layout)
+        self.rows = self.order[self.start : end]
+        self.text = torch.cat((self.order[: self.start], self.order[end:]))
+        self.slots = torch.arange(len(self.layout), device=hidden.device)
+        self._last_input = hidden[:, -1:]
+
+    # -- hook points, called by the loop -------------------------------------------------------------------------
+
+    def before_layer(self, layer: int) -> None:
+        self._apply(self.run.method.before_layer(layer, self), first_layer=layer)
+        self._last_input = self.hidden[:, -1:].clone()  # a view would keep all of the old rows alive
+
+    def attention(self, layer: int) -> AttentionOverride | None:
+        return self.run.method.attention(layer, self)
+
+    def after_attention(self, layer: int) -> None:
+        self._apply(self.run.method.after_attention(layer, self), first_layer=layer + 1)
+
+    # -- what methods ask ----------------------------------------------------------------------------------------
+
+    @property
+    def stage(self) -> Stopwatch:
+        return self.run.stopwatch
+
+    @property
+    def frames(self) -> Tensor:
+        """[v] layout frame of each surviving visual token."""
+        return self.layout.frame.to(self.slots.device)[self.slots]
+
+    def logits_of_last_layer(self, layer: int) -> Tensor:
+        """Last token's logits [heads, n] in the layer that has just run, from its cached keys."""
+        block = self.layers[layer]
+        x_last = block.input_layernorm(self._last_input)
+        keys = self.cache.layers[layer].keys
+        return last_query_logits(block.self_attn, x_last, self._last_rotary, keys)[0]
+
+    def logits_of_next_layer(self, layer: int) -> Tensor:
+        """Last token's logits [heads, n] in the layer that is about to run (look-ahead)."""
+        block = self.layers[layer]
+        keys = project_keys(block.self_attn, block.input_layernorm(self.hidden), self.rotary)
+        x_last = block.input_layernorm(self.hidden[:, -1:])
+        return last_query_logits(block.self_attn, x_last, self._last_rotary, keys)[0]
+
+    def unrotated_logits(self, layer: int) -> Tensor:
+        """Last token's logits [heads, v] over the visual keys of the layer about to run, without RoPE (Feather)."""
+        block = self.layers[layer]
+        keys = project_keys(block.self_attn, block.input_layernorm(self.hidden[:, self.rows]), None)
+        x_last = block.input_layernorm(self.hidden[:, -1:])
+        return last_query_logits(block.self_attn, x_last, None, keys)[0]
+
+    def record_scores(self, name: str, scores: Tensor) -> None:
+        """Keep one score per surviving token under `name`; slots that were dropped before stay NaN."""
+        full = torch.full((len(self.layout),), torch.nan, device=scores.device)
+        full[self.slots] = scores.float()
+        self.run.scores[name] = full
+
+    def drop_kv(self, layer: int, keep: Tensor) -> None:
+        """Keep only the given rows (LongTensor, as cached by `layer`) of one layer's keys and values."""
+        cached = self.cache.layers[layer]
+        cached.keys, cached.values = (t.index_select(-2, keep) for t in (cached.keys, cached.values))
+
+    # -- dropping ------------------------------------------------------------------------------------------------
+
+    @property
+    def _last_rotary(self) -> Rotary:
+        cos, sin = self.rotary
+        return cos[:, -1:], sin[:, -1:]
+
+    def _apply(self, selection: Selection | None, first_layer: int) -> None:
+        if selection is None:
+            return
+        kept = selection.kept
+        with self.stage("gather"):
+            # All sizes are known on the host, so nothing here waits for the device.
+            index = torch.cat((self.text, self.rows[kept])).sort().values
+            new_rows = torch.searchsorted(index, self.rows[kept])
+            if selection.merged_into is not None:
+                merged = selection.merged_into
+                target = torch.where(merged >= 0, self.slots[merged.clamp(min=0)], merged)
+                self.run.merged_into[self.slots] = torch.where(merged >= 0, target, self.run.merged_into[self.slots])
+            self.hidden = self.hidden.index_select(1, index)
+            if selection.hidden is not None:
+                self.hidden[:, new_rows] = selection.hidden.to(self.hidden.dtype)
+            cos, sin = self.rotary
+            self.rotary = cos.index_select(1, index), sin.index_select(1, index)
+            self.text = torch.searchsorted(index, self.text)
+            self.order, self.rows, self.slots = self.order[index], new_rows, self.slots[kept]
+            role = torch.zeros_like(kept, dtype=torch.int8) if selection.role is None else selection.role.to(torch.int8)
+        self.run.kept, self.run.role = self.slots, role
+        layers = len(self.run.visual_per_layer)
+        self.run.visual_per_layer[first_layer:] = [len(kept)] * (layers - first_layer)
+
+
+@dataclass
+class Tools:
+    """What a method may need beside the running prefill: the model, its processor, and a place for cached biases."""
+
+    model: nn.Module
+    processor: Any  # ours or transformers'; None when the caller gave none
+    bias_cache: Any  # sharp.bias.BiasCache; None when the caller gave none
+    prompt_ids: tuple[int, ...] = ()
+    positions: Tensor | None = None  # of the prompt, on the CPU, when the caller passed position ids
+
+
+def run_layers(
+    layers: Sequence[nn.Module],
+    rows: Pass,
+    cache: DynamicCache,
+    config: Any,
+    hidden_states: list[Tensor] | None = None,
+    **kwargs: Any,
+) -> None:
+    """Run `rows` through decoder layers in place, appending to `cache`; causal, bottom-right aligned.
+
+    The layer is written out because two hook points lie inside it; both text models share this structure.
+    `hidden_states`, when given, collects the input of every layer.
+    """
+    shape, mask = None, None
+    for i, layer in enumerate(layers):
+        rows.before_layer(i)
+        if hidden_states is not None:
+            hidden_states.append(rows.hidden)
+        override = rows.attention(i)
+        if override is None:
+            if shape != (shape := (cache.layers[i].get_seq_length(), rows.hidden.shape[1])):
+                mask = create_causal_mask(
+                    config=config,
+                    inputs_embeds=rows.hidden,
+                    attention_mask=None,
+                    past_key_values=cache,
+                    layer_idx=i,
+                )
+            # position_ids=None: gapped positions would be read as packed sequences by the flash path.
+            attended, _ = layer.self_attn(
+                hidden_states=layer.input_layernorm(rows.hidden),
+                attention_mask=mask,
+                position_ids=None,
+                past_key_values=cache,
+                position_embeddings=rows.rotary,
+                **kwargs,
+            )
+        else:
+            attended = override(layer.self_attn, layer.input_layernorm(rows.hidden), rows.rotary, cache)
+        rows.hidden = rows.hidden + attended
+        rows.after_attention(i)
+        rows.hidden = rows.hidden + layer.mlp(layer.post_attention_layernorm(rows.hidden))
+
+
+def _lengths(cache: Any) -> set[int]:
+    return {int(layer.get_seq_length()) for layer in cache.layers}
+
+
+def _refuse_unsupported(attention_mask: Any, cache: Any, use_cache: bool, kwargs: dict[str, Any]) -> None:
+    plain = attention_mask is None or (
+        isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 and bool(attention_mask.all())
+    )
+    if not plain:
+        raise UnsupportedError("Pruning needs an unpadded prompt: pass one prompt, or several without padding.")
+    if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        raise UnsupportedError(
+            "Pruning needs a plain DynamicCache: static, sliding and quantised caches cannot shrink."
+        )
+    if not use_cache:
+        raise UnsupportedError("Pruning needs use_cache=True: without a cache every step would prune anew.")
+    if kwargs.get("output_attentions"):
+        raise UnsupportedError("output_attentions is not available while tokens are pruned: read run.scores instead.")
+
+
+class _Runtime:
+    """The forward that stands in for the text model's own while `attached` is open."""
+
+    def __init__(self, model: nn.Module, run: Run, tools: Tools) -> None:
+        self.lm = model.model.language_model
+        self.config = model.config
+        self.run, self.tools = run, tools
+        self.original = self.lm.forward
+        self._layout: VisualLayout | None = None
+
+    def see_inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note where the video is: the text model itself is handed embeddings only."""
+        self._layout = None
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:
+            if (
+                kwargs.get("inputs_embeds") is not None
+                and kwargs["inputs_embeds"].shape[1] > 1
+                and self.run.method.active
+            ):
+                raise UnsupportedError(
+                    "Pruning needs input_ids to know where the video is; inputs_embeds is not enough."
+                )
+            return
+        if ids.shape[1] == 1 or not bool((ids == self.config.video_token_id).any()):
+            return
+        cache = kwargs.get("past_key_values")
+        first = ids[0].cpu()
+        if not self.run.method.active:
+            # Vanilla runs whatever the model runs; only a single video can be laid out.
+            with suppress(ModelError):
+                self._layout = visual_layout(self.config, first, kwargs.get("video_grid_thw"))
+            return
+        if cache is not None and cache.get_seq_length() > 0:
+            raise UnsupportedError("Pruning handles one video, in the first turn; this is a later one or a part of it.")
+        if bool((ids != ids[:1]).any()):
+            raise UnsupportedError("Pruning needs the same prompt in every row of the batch (beams, samples).")
+        self._layout = visual_layout(self.config, first, kwargs.get("video_grid_thw"))
+        self.tools.prompt_ids = tuple(first.tolist())
+        positions = kwargs.get("position_ids")
+        self.tools.positions = None if positions is None else positions.cpu()
+
+    def forward(
+        self,
+        lm: nn.Module,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        cache, method = past_key_values, self.run.method
+        layout, self._layout = self._layout, None
+        if layout is not None:
+            self.run.begin(layout, len(lm.layers))
+        prune = layout is not None and method.active
+        ragged = cache is not None and len(_lengths(cache)) > 1
+        if not prune and not ragged:
+            return self.original(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        use_cache = lm.config.use_cache if use_cache is None else use_cache
+        cache = DynamicCache(config=lm.config) if cache is None else cache
+        hidden = lm.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        _refuse_unsupported(attention_mask, cache, use_cache, kwargs)
+        if prune:
+            method.check(len(lm.layers))
+            if hidden.shape[0] > 1 and bool((hidden != hidden[:1]).any()):
+                raise UnsupportedError("Pruning needs the same video in every row of the batch.")
+        rotary = lm.rotary_emb(hidden, _positions(lm, position_ids, hidden, cache))
+        collected: list[Tensor] | None = [] if kwargs.pop("output_hidden_states", False) else None
+        rows: Pass = Prefill(lm, hidden, rotary, cache, self.run, self.tools) if prune else Pass(hidden, rotary)
+        run_layers(lm.layers, rows, cache, lm.config, collected, use_cache=use_cache, **kwargs)
+        if isinstance(rows, Prefill):
+            method.after_prefill(rows)
+        last = lm.norm(rows.hidden)
+        return BaseModelOutputWithPast(
+            last_hidden_state=last,
+            past_key_values=cache,
+            hidden_states=None if collected is None else (*collected, last),
+        )
+
+
+def _positions(lm: nn.Module, position_ids: Tensor | None, hidden: Tensor, cache: DynamicCache) -> Tensor:
+    """Return position ids as `rotary_emb` wants them: [B, n], or [3, B, n] for M-RoPE."""
+    if position_ids is None:
+        past = cache.get_seq_length()
+        position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
+    if "mrope_section" not in (lm.config.rope_parameters or {}):
+        return position_ids
+    if position_ids.ndim == 2:
+        return position_ids[None].expand(3, -1, -1)
+    return position_ids[-3:]  # generate() puts a row of text positions in front
+
+
+@contextmanager
+def attached(
+    model: nn.Module, method: Pruner, processor: Any | None = None, bias_cache: Any | None = None
+) -> Iterator[Run]:
+    """Prune every prompt with a video that `model` sees inside this block, and leave no trace after it.
+
+    Parameters
+    ----------
+    model : LlavaOnevisionForConditionalGeneration or Qwen2VLForConditionalGeneration, unmodified.
+    processor : the checkpoint's processor (ours or transformers'); needed by methods that make a black video.
+    bias_cache : where black-video biases live beyond this block; None starts an empty one.
+
+    Raises
+    ------
+    UnsupportedError : another method is attached, or a call cannot be pruned correctly (padding, static cache, ...).
+    """
+    core = getattr(model, "model", None)
+    lm = getattr(core, "language_model", None)
+    if core is None or lm is None or not hasattr(model.config, "video_token_id"):
+        raise UnsupportedError(f"{type(model).__name__} is not a LLaVA-OneVision or Qwen2-VL model from transformers.")
+    if getattr(lm.forward, "_prunes", False):
+        raise UnsupportedError("A pruning method is already attached to this model: leave its `with` block first.")
+    if "sliding_attention" in lm.config.layer_types:
+        raise UnsupportedError(
+            "This checkpoint uses sliding-window attention, which the pruning runtime does not support."
+        )
+    run = Run(method, next(lm.parameters()).device)
+    runtime = _Runtime(model, run, Tools(model, processor, bias_cache))
+
+    def forward(lm: nn.Module, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        return runtime.forward(lm, *args, **kwargs)
+
+    forward._prunes = True  # type: ignore[attr-defined]
+    before = lm.__dict__.get("forward")
+    lm.forward = MethodType(forward, lm)
+    hook = core.register_forward_pre_hook(runtime.see_inputs, with_kwargs=True)
+    try:
+        yield run
+    finally:
+        hook.remove()
+        if before is None:
+            del lm.forward
+        else:
+            lm.forward = before

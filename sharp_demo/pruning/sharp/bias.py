@@ -1,0 +1,129 @@
+"""PosC's bias: the last token's scores on a black video, exact and cheap for every question (ShaRP Sec. 4.2).
+
+The black video's rows precede the question and do not depend on it. Their keys and values up to the scoring layer
+are computed once and cached; a new question runs only its own rows through those layers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from sharp_demo.backbones.features import black_features
+from sharp_demo.backbones.processor import Processor, VideoPreprocessor
+from sharp_demo.pruning.attention import Span, last_query_logits, project_keys, segment_masked
+from sharp_demo.pruning.runtime import AttentionOverride, Pass, Prefill, run_layers
+
+
+@dataclass(frozen=True, eq=False)
+class BlackRows:
+    """Prefix and black visual rows (m in all): keys and values of the layers before the scoring one, and its keys.
+
+    Every tensor is [1, kv_heads, m, head_dim].
+    """
+
+    cached: tuple[tuple[Tensor, Tensor], ...]
+    keys: Tensor
+
+
+class BiasCache:
+    """The `capacity` most recently used `BlackRows` of one model."""
+
+    def __init__(self, capacity: int = 4) -> None:
+        self.capacity = capacity
+        self._entries: OrderedDict[Hashable, BlackRows] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: Hashable) -> BlackRows | None:
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: Hashable, rows: BlackRows) -> None:
+        self._entries[key] = rows
+        while len(self._entries) > self.capacity:
+            self._entries.popitem(last=False)
+
+
+class _Masked(Pass):
+    """The black video as one segment that does not see the text before it."""
+
+    def __init__(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], span: Span, layers: tuple[int, ...]) -> None:
+        super().__init__(hidden, rotary)
+        self.span, self.layers = span, layers
+
+    def attention(self, layer: int) -> AttentionOverride | None:
+        return partial(segment_masked, span=self.span) if layer in self.layers else None
+
+
+def bias_key(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...]) -> Hashable:
+    """Everything the black rows depend on beside the weights: one `BiasCache` serves one model."""
+    layout, tools, end = prefill.layout, prefill.tools, prefill.start + len(prefill.layout)
+    positions = None if tools.positions is None else tools.positions[..., :end].numpy().tobytes()
+    slots = None if len(prefill.slots) == len(layout) else tuple(prefill.slots.tolist())
+    grid = (layout.frames, layout.rows, layout.cols)
+    backend = prefill.config._attn_implementation
+    where = (prefill.embeddings.dtype, str(prefill.embeddings.device), backend)
+    return (layer, hidden_prefix_layers, grid, slots, positions, tools.prompt_ids[: prefill.start], *where)
+
+
+def black_rows(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...]) -> BlackRows:
+    """Run text prefix and black video through the layers before `layer`; one layer over all rows for layer 1.
+
+    `hidden_prefix_layers`: layers in which visual tokens do not see the prefix (SegM with `sys_visible=False`).
+    The black video is one segment, so SegM changes nothing else about it.
+    """
+    tools, start, end = prefill.tools, prefill.start, prefill.start + len(prefill.rows)
+    ours = isinstance(tools.processor, Processor)
+    video = tools.processor.video if ours else VideoPreprocessor.from_official(tools.processor)
+    visual = black_features(tools.model, video, prefill.layout).to(prefill.embeddings)[prefill.slots]
+    hidden = torch.cat((prefill.embeddings[:1, :start], visual[None]), 1)
+    rotary = (prefill.rotary[0][:1, :end], prefill.rotary[1][:1, :end])
+    span = Span(start, ((start, end),), prefix_visible=False)
+    rows = _Masked(hidden, rotary, span, hidden_prefix_layers)
+    cache = DynamicCache(config=prefill.config)
+    run_layers(prefill.layers[:layer], rows, cache, prefill.config)
+    block = prefill.layers[layer]
+    keys = project_keys(block.self_attn, block.input_layernorm(rows.hidden), rotary)
+    return BlackRows(tuple((cache.layers[i].keys, cache.layers[i].values) for i in range(layer)), keys)
+
+
+def black_logits(prefill: Prefill, layer: int, black: BlackRows) -> Tensor:
+    """Last token's logits [heads, n] in `layer` on the black video, by running only the rows after the video.
+
+    Equal to a whole run on the black video with this very prompt.
+    """
+    end = prefill.start + len(prefill.rows)
+    rotary = (prefill.rotary[0][:1, end:], prefill.rotary[1][:1, end:])
+    rows = Pass(prefill.embeddings[:1, prefill.order[end:]], rotary)
+    cache = DynamicCache(config=prefill.config)
+    for i, (keys, values) in enumerate(black.cached):
+        cache.update(keys, values, i)
+    run_layers(prefill.layers[:layer], rows, cache, prefill.config)
+    block = prefill.layers[layer]
+    question_keys = project_keys(block.self_attn, block.input_layernorm(rows.hidden), rotary)
+    x_last = block.input_layernorm(rows.hidden[:, -1:])
+    last = (rotary[0][:, -1:], rotary[1][:, -1:])
+    return last_query_logits(block.self_attn, x_last, last, torch.cat((black.keys, question_keys), 2))[0]
+
+
+def black_bias(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...] = ()) -> Tensor:
+    """The bias logits [heads, n] of this prompt, through the cache; stages `bias_setup` (cold only) and `bias`."""
+    cache: BiasCache = prefill.tools.bias_cache
+    key = bias_key(prefill, layer, hidden_prefix_layers)
+    black = cache.get(key)
+    if black is None:
+        prefill.run.bias_cold = True
+        with prefill.stage("bias_setup"):
+            black = black_rows(prefill, layer, hidden_prefix_layers)
+        cache.put(key, black)
+    with prefill.stage("bias"):
+        return black_logits(prefill, layer, black)

@@ -1,0 +1,147 @@
+"""ShaRP: prune after the first decoder layer (Xia et al., arXiv 2512.05385)."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from sharp_demo.errors import MethodError
+from sharp_demo.pruning.attention import Span, project_keys, segment_masked
+from sharp_demo.pruning.method import Method, knob, top_k
+from sharp_demo.pruning.runtime import AttentionOverride, Prefill, Role, Run, Selection
+from sharp_demo.pruning.schedule import Schedule, budget
+from sharp_demo.pruning.sharp.bias import BiasCache, black_bias
+from sharp_demo.pruning.sharp.regd import RegDOptions, refine
+from sharp_demo.pruning.sharp.segments import frame_means, segment_frames, token_bounds
+
+
+@dataclass(frozen=True)
+class ShaRP(Method):
+    """SegM in layer 0, PosC-debiased scores of the last token, RegD on the registers; drops before layer 1.
+
+    1. SegM: cut the video where consecutive frame means of the LLM-input embeddings fall below `tau_seg` (Eq. 3);
+       in layer 0 visual tokens of different segments do not see each other (Eq. 4).
+    2. PosC: score by the last token's attention minus `penalty` times the same on a black video (Eq. 5).
+    3. RegD: inside each segment pre-filter, deduplicate and refill the top-K tokens to exactly K (Eq. 6).
+
+    Readings taken where the paper is silent, with their alternatives as options, are listed in docs/sharp.md. The
+    ones that matter most: the scoring layer looks ahead to the layer about to run (layer 0's last query knows
+    neither the question nor the segments); segments serve RegD whether or not SegM masks with them; survivors keep
+    their original positions and the caches of the layers before the prune stay whole.
+    """
+
+    name = "sharp"
+    title = "ShaRP"
+    paper = "https://arxiv.org/abs/2512.05385"
+    summary = "Debiased attention of the last token on segment-masked states, deduplicated; drops before layer 1."
+    question_aware = True
+
+    segm: bool = knob(True, "SegM: segment-aware causal mask in the layers of segm_layers")
+    posc: bool = knob(True, "PosC: subtract the black-video bias from the scores")
+    regd: bool = knob(True, "RegD: pre-filter, deduplicate and refill the registers")
+    penalty: float = knob(0.6, "lambda of Eq. 5, weight of the bias", low=0.0)
+    tau_seg: float = knob(0.9, "cosine of frame means below which a segment ends", low=-1.0)
+    tau_filter: float = knob(0.7, "cosine to a register above which a token is pre-filtered")
+    tau_merge: float = knob(0.8, "cosine to the pivot above which a register is deduplicated")
+    tau_cluster: float = knob(0.4, "cosine to its cluster above which a filler joins it")
+    beta: float = knob(0.008, "weight of the cluster size in Eq. 6")
+    layer: int = knob(1, "tokens are dropped before this decoder layer", low=1)
+    score_layer: str = knob(
+        "lookahead",
+        "scores of the layer about to run, or (first) of the one that has run",
+        choices=("lookahead", "first"),
+    )
+    score_space: str = knob("prob", "post-softmax probabilities or pre-softmax logits", choices=("prob", "logit"))
+    score_norm: str = knob("row", "softmax over the whole row or over the visual keys", choices=("row", "visual"))
+    sys_visible: bool = knob(True, "SegM lets visual tokens see the text before the video")
+    segm_layers: tuple[int, ...] = knob((0,), "layers in which SegM masks")
+    regd_features: str = knob(
+        "hidden", "what RegD compares: states at the prune, LLM input, or keys", choices=("hidden", "input", "key")
+    )
+    prefilter_absorb: str = knob("drop", "pre-filtered tokens are dropped or averaged in", choices=("drop", "mean"))
+    dedup_absorb: str = knob("mean", "deduplicated registers are averaged in or dropped", choices=("mean", "drop"))
+    dedup_reference: str = knob(
+        "pivot", "what a register is compared with", choices=("pivot", "predecessor", "running_mean")
+    )
+    cluster_reference: str = knob("seed", "what a filler is compared with", choices=("seed", "mean"))
+    cluster_center: str = knob("mean", "which vector stands for a cluster", choices=("mean", "first", "medoid"))
+    strict_budget: bool = knob(True, "refill across segments until exactly K tokens are kept")
+    prune_layer0_kv: bool = knob(False, "drop the same tokens from the caches of the layers before the prune")
+
+    def __call__(
+        self, model: nn.Module, processor: Any | None = None, bias_cache: Any | None = None
+    ) -> AbstractContextManager[Run]:
+        if self.active and self._debiases and processor is None:
+            raise MethodError("sharp: PosC makes a black video and needs the processor: pass it, or set posc=False.")
+        return super().__call__(model, processor, BiasCache() if bias_cache is None else bias_cache)
+
+    @property
+    def _debiases(self) -> bool:
+        return self.posc and self.penalty > 0
+
+    @property
+    def _scoring_layer(self) -> int:
+        return self.layer if self.score_layer == "lookahead" else self.layer - 1
+
+    def schedule(self, layers: int, n: int) -> Schedule:
+        return [(self.layer, budget(self.retention, n))]
+
+    def attention(self, layer: int, prefill: Prefill) -> AttentionOverride | None:
+        if layer == 0 and (self.segm or self.regd):
+            with prefill.stage("mask"):
+                means = frame_means(prefill.hidden[0, prefill.rows], prefill.frames, prefill.layout.frames)
+                prefill.run.segments = segment_frames(means, self.tau_seg)
+        if not self.segm or layer not in self.segm_layers or layer >= self.layer:
+            return None
+        ranges = token_bounds(prefill.frames, prefill.run.segments)
+        rows = tuple((prefill.start + a, prefill.start + b) for a, b in ranges)
+        return partial(segment_masked, span=Span(prefill.start, rows, self.sys_visible))
+
+    def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
+        if layer != self.layer:
+            return None
+        with prefill.stage("scores"):
+            lookahead = self.score_layer == "lookahead"
+            logits = prefill.logits_of_next_layer(layer) if lookahead else prefill.logits_of_last_layer(layer - 1)
+            scores = self._scores(logits, prefill.rows)
+        prefill.record_scores("raw", scores)
+        if self._debiases:
+            hidden_prefix = self.segm_layers if self.segm and not self.sys_visible else ()
+            bias = self._scores(black_bias(prefill, self._scoring_layer, hidden_prefix), prefill.rows)
+            scores = scores - self.penalty * bias  # Eq. 5
+            prefill.record_scores("bias", bias)
+            prefill.record_scores("debiased", scores)
+        with prefill.stage("select"):
+            registers = top_k(scores, min(budget(self.retention, len(prefill.layout)), len(scores)))
+        if not self.regd:
+            return Selection(registers, registers.new_full(registers.shape, int(Role.REGISTER)))
+        segments = token_bounds(prefill.frames, prefill.run.segments)
+        hidden = prefill.hidden[0, prefill.rows]
+        options = RegDOptions(**{option.name: getattr(self, option.name) for option in fields(RegDOptions)})
+        return refine(hidden, self._features(prefill, hidden), segments, scores, registers, options, prefill.stage)
+
+    def after_prefill(self, prefill: Prefill) -> None:
+        if self.prune_layer0_kv:
+            for layer in range(self.layer):
+                prefill.drop_kv(layer, prefill.order)
+
+    def _scores(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Turn the last token's logits [heads, n] into one score per visual row [v], averaged over heads."""
+        if self.score_space == "logit":
+            return logits[:, rows].mean(0)
+        if self.score_norm == "visual":
+            return logits[:, rows].softmax(-1).mean(0)
+        return logits.softmax(-1)[:, rows].mean(0)
+
+    def _features(self, prefill: Prefill, hidden: Tensor) -> Tensor:
+        if self.regd_features == "hidden":
+            return hidden
+        if self.regd_features == "input":
+            return prefill.embeddings[0, prefill.order[prefill.rows]]
+        block = prefill.layers[self.layer]
+        keys = project_keys(block.self_attn, block.input_layernorm(hidden[None]), None)
+        return keys[0].transpose(0, 1).flatten(1)
