@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sharp_demo.backbones.published import PUBLISHED
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.schedule import budget, method_schedule, visual_per_layer
 
@@ -34,16 +35,17 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, text_config: Any) -> ModelShape:
-        """Read the shape off a transformers text config (an object, not a dict)."""
-        heads = text_config.num_attention_heads
+        """Read the shape off a text config: a transformers object, or its dict as in config.json."""
+        text = text_config if isinstance(text_config, Mapping) else text_config.to_dict()
+        heads = text["num_attention_heads"]
         return cls(
-            hidden=text_config.hidden_size,
-            intermediate=text_config.intermediate_size,
-            layers=text_config.num_hidden_layers,
+            hidden=text["hidden_size"],
+            intermediate=text["intermediate_size"],
+            layers=text["num_hidden_layers"],
             heads=heads,
-            kv_heads=text_config.num_key_value_heads,
-            head_dim=getattr(text_config, "head_dim", None) or text_config.hidden_size // heads,
-            vocab=text_config.vocab_size,
+            kv_heads=text["num_key_value_heads"],
+            head_dim=text.get("head_dim") or text["hidden_size"] // heads,
+            vocab=text["vocab_size"],
         )
 
     @property
@@ -55,12 +57,40 @@ class ModelShape:
         return self.kv_heads * self.head_dim
 
 
-SHAPES: dict[str, ModelShape] = {
-    "llava-onevision-0.5b": ModelShape(896, 4864, 24, 14, 2, 64, 152_000),
-    "llava-onevision-7b": ModelShape(3584, 18_944, 28, 28, 4, 128, 152_000),
-    "qwen2-vl-2b": ModelShape(1536, 8960, 28, 12, 2, 128, 151_936),
-    "qwen2-vl-7b": ModelShape(3584, 18_944, 28, 28, 4, 128, 152_064),
-}
+SHAPES = {name: ModelShape.from_config(model.text) for name, model in PUBLISHED.items()}
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One row of the ShaRP paper's tables (arXiv 2512.05385v1): what it kept and the TFLOPs it prints."""
+
+    table: int
+    config: str
+    tokens: int
+    method: str
+    retention: float
+    printed: str
+
+
+def _table(number: int, config: str, tokens: int, *rows: tuple[str, float, str]) -> tuple[PaperRow, ...]:
+    return tuple(PaperRow(number, config, tokens, method, retention, printed) for method, retention, printed in rows)
+
+
+# Table 1 prints retentions, Table 2 token counts of 2880 (those are exact). PDrop and FrameFusion are not here.
+PAPER_ROWS = (
+    *_table(
+        1, "llava-onevision-7b", 6272, ("vanilla", 1.0, "40.8"),
+        ("fastv", 0.25, "11"), ("feather", 0.25, "11"), ("sharp", 0.282, "11"),
+        ("fastv", 0.20, "9.31"), ("feather", 0.20, "9.31"), ("sharp", 0.235, "9.31"),
+        ("fastv", 0.15, "7.66"), ("feather", 0.15, "7.66"), ("sharp", 0.188, "7.66"),
+        ("fastv", 0.10, "6.03"), ("feather", 0.10, "6.03"), ("sharp", 0.140, "6.03"),
+    ),
+    *_table(
+        2, "qwen2-vl-7b", 2880, ("vanilla", 1.0, "16.7"),
+        ("fastv", 576 / 2880, "4.1"), ("feather", 576 / 2880, "4.1"), ("sharp", 679 / 2880, "4.1"),
+        ("fastv", 288 / 2880, "2.6"), ("feather", 288 / 2880, "2.6"), ("sharp", 400 / 2880, "2.6"),
+    ),
+)  # fmt: skip
 
 
 def paper_tflops(shape: ModelShape, visual_per_layer: Sequence[int]) -> float:

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sharp_demo.cost import (
+    PAPER_ROWS,
     SHAPES,
     ModelShape,
     bias_macs,
@@ -162,12 +162,26 @@ def test_kv_bytes_of_7b() -> None:
     assert kv_bytes(TOY, [3, 1], bytes_per_value=4) == 4 * 2 * 2 * 4
 
 
-def test_shape_from_a_config_object() -> None:
-    config = SimpleNamespace(
+def test_shape_from_a_transformers_config() -> None:
+    from transformers import Qwen2Config
+
+    config = Qwen2Config(
         hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
         vocab_size=152_000,
     )  # fmt: skip
     assert ModelShape.from_config(config) == SHAPES["llava-onevision-0.5b"]
+
+
+def test_paper_rows_are_the_printed_ones() -> None:
+    printed = [
+        (meta["config"], meta["tokens"], row["method"], row["retention"], row["tflops"])
+        for meta in (TABLES["table1"], TABLES["table2"])
+        for row in meta["rows"]
+    ]
+    assert len(PAPER_ROWS) == len(printed)
+    for row, (config, tokens, method, retention, tflops) in zip(PAPER_ROWS, printed, strict=True):
+        assert (row.config, row.tokens, row.method, row.printed) == (config, tokens, method, tflops)
+        assert f"{row.retention:.1%}" == f"{float(retention.rstrip('%')):.1f}%"
 
 
 @pytest.mark.parametrize("name", SHAPES)

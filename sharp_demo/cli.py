@@ -1,0 +1,238 @@
+"""python -m sharp_demo compare | flops | doctor. Exit codes: 0 done, 2 bad input (one line on stderr), 1 our fault.
+
+Heavy imports stand inside the commands: `flops` and `--help` answer without loading torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sharp_demo.errors import InputError, MethodError
+
+if TYPE_CHECKING:
+    from sharp_demo.cost import ModelShape
+    from sharp_demo.records import MethodSpec
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+class Match(StrEnum):
+    tokens = "tokens"
+    flops = "flops"
+
+
+@app.callback()
+def root() -> None:
+    """Visual-token pruning for video LLMs, side by side: vanilla, FastV, Feather and ShaRP."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; `arguments` default to the process's own."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        return app(arguments, prog_name="python -m sharp_demo", standalone_mode=False) or 0
+    except InputError as error:
+        return _say(str(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("stopped", 130)
+    except Exception as error:
+        # Usage errors of the parser; its class moves between typer releases, this method does not.
+        if hasattr(error, "format_message"):
+            return _say(error.format_message(), 2)
+        raise  # our fault: Python prints the traceback and exits with 1
+
+
+def _say(message: str, code: int) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """Split `name=value`; the value is read as JSON (3, 0.5, true) and otherwise taken as text.
+
+    Raises MethodError when there is no name or no `=`.
+    """
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals):
+        raise MethodError(f"cannot read the option {text!r}; write name=value, for example layer=3")
+    try:
+        return name.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return name.strip(), value.strip()
+
+
+def method_specs(methods: str, settings: Iterable[str]) -> tuple[MethodSpec, ...]:
+    """Read `--methods a,b` and `--set a.option=value` into one spec per method, in the order given.
+
+    Raises MethodError when a method is named twice, none is named, or an option names a method that does not run.
+    """
+    from sharp_demo.records import MethodSpec
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names:
+        raise MethodError("no method was named; give --methods, for example vanilla,fastv,feather,sharp")
+    if len(set(names)) < len(names):
+        raise MethodError(f"a method is named twice in --methods {methods}")
+    options: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for text in settings:
+        key, value = parse_option(text)
+        method, dot, option = key.partition(".")
+        if not dot or method not in options:
+            raise MethodError(
+                f"cannot read --set {text}; write METHOD.OPTION=VALUE with a method of {', '.join(names)}"
+            )
+        options[method][option] = value
+    return tuple(MethodSpec(name, options[name]) for name in names)
+
+
+# -- flops -----------------------------------------------------------------------------------------------------------
+
+FLOPS_OPTIONS = ("layer", "paper_mode", "score_layer", "posc")  # the method options that change a cost
+
+
+@app.command()
+def flops(
+    config: Annotated[
+        str, typer.Option(help="llava-onevision-0.5b, llava-onevision-7b, qwen2-vl-2b or qwen2-vl-7b")
+    ] = ("llava-onevision-7b"),
+    tokens: Annotated[int, typer.Option(min=1, help="visual tokens of the video")] = 6272,
+    method: Annotated[str, typer.Option(help="vanilla, fastv, feather, sharp, random, uniform or latest")] = "sharp",
+    retention: Annotated[float, typer.Option(help="share of visual tokens to keep, in (0, 1]")] = 0.2,
+    match: Annotated[
+        Match, typer.Option(help="flops: the retention that costs what FastV (K=2) costs at the asked one")
+    ] = Match.tokens,
+    text_tokens: Annotated[int, typer.Option(min=1, help="text tokens of the prompt, for the exact figures")] = 40,
+    option: Annotated[list[str] | None, typer.Option(help="a method option, name=value: layer=3")] = None,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="print the paper's tables beside our figures, and nothing else")
+    ] = False,
+) -> None:
+    """Print what a prefill costs: paper-convention TFLOPs first, then exact TFLOPs and KV cache."""
+    if reference:
+        _print_reference()
+        return
+    from sharp_demo.cost import SHAPES, paper_tflops
+    from sharp_demo.pruning.schedule import method_schedule, visual_per_layer
+
+    if config not in SHAPES:
+        raise InputError(f"no configuration named {config!r}; there are: {', '.join(SHAPES)}")
+    if not 0 < retention <= 1:
+        raise InputError(f"the retention is {retention:g}; it must be above 0 and at most 1")
+    shape, options = SHAPES[config], dict(parse_option(text) for text in option or ())
+    _check_flops_options(options, shape.layers)
+
+    def counts(share: float) -> list[int]:
+        return visual_per_layer(shape.layers, tokens, method_schedule(method, share, tokens, shape.layers, options))
+
+    if match is Match.flops and method != "vanilla":
+        from sharp_demo.cost import flops_matched_retention
+
+        retention = flops_matched_retention(shape, tokens, retention, counts)
+    per_layer = counts(retention)
+    print(f"{paper_tflops(shape, per_layer):.3f} TFLOPs, paper convention (visual tokens only, one multiply-add = 1)")
+    _stdout().print(_cost_table(config, method, shape, per_layer, retention, text_tokens, options))
+
+
+def _check_flops_options(options: dict[str, Any], layers: int) -> None:
+    if unknown := set(options) - set(FLOPS_OPTIONS):
+        raise MethodError(f"option {min(unknown)} changes no cost; flops knows {', '.join(FLOPS_OPTIONS)}")
+    if "layer" in options and options["layer"] not in range(layers):
+        raise MethodError(f"layer is {options['layer']!r}; this model has layers 0 to {layers - 1}")
+    if options.get("score_layer", "lookahead") not in ("lookahead", "first"):
+        raise MethodError(f"score_layer is {options['score_layer']!r}; it must be lookahead or first")
+    for name in ("paper_mode", "posc"):
+        if not isinstance(options.get(name, True), bool):
+            raise MethodError(f"{name} is {options[name]!r}; it must be true or false")
+
+
+def _stdout() -> Console:
+    """A console as wide as the terminal; files and pipes get lines that need no folding."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    return Table(
+        *columns, title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+
+
+def _cost_table(
+    config: str,
+    method: str,
+    shape: ModelShape,
+    per_layer: list[int],
+    retention: float,
+    text_tokens: int,
+    options: dict[str, Any],
+) -> Table:
+    from sharp_demo.cost import TERA, exact_tflops, kv_bytes, overhead_macs, paper_tflops
+
+    n = per_layer[0]
+    full = [n] * shape.layers
+    table = _table("", method, "vanilla", "vanilla / this", "this / vanilla", title=config)
+
+    def row(label: str, this: float, vanilla: float, unit: Callable[[float], str]) -> None:
+        table.add_row(label, unit(this), unit(vanilla), f"{vanilla / this:.2f}x", f"{this / vanilla:.1%}")
+
+    row("TFLOPs, paper", paper_tflops(shape, per_layer), paper_tflops(shape, full), "{:.3f}".format)
+    exact, exact_full = exact_tflops(shape, per_layer, text_tokens), exact_tflops(shape, full, text_tokens)
+    row("TFLOPs, exact", exact, exact_full, "{:.3f}".format)
+    stages = overhead_macs(method, shape, n, retention, text_tokens, options=options)
+    every_time = sum(macs for stage, macs in stages.items() if stage != "bias_setup")
+    if stages:
+        row("  with scoring, bias warm", exact + 2 * every_time / TERA, exact_full, "{:.3f}".format)
+    if "bias_setup" in stages:
+        row("  first use, bias cold", exact + 2 * sum(stages.values()) / TERA, exact_full, "{:.3f}".format)
+    cache, cache_full = (kv_bytes(shape, [v + text_tokens for v in counts]) for counts in (per_layer, full))
+    row("KV cache, bf16", cache, cache_full, lambda size: f"{size / 1e6:.1f} MB")
+    row("visual tokens, layer mean", sum(per_layer) / len(per_layer), n, "{:.0f}".format)
+    table.caption = (
+        f"tokens per layer: {_runs(per_layer)}\n"
+        f"exact: 2 x multiply-adds with {text_tokens} text tokens, causal attention, grouped heads, SwiGLU, one row "
+        "of logits; without vision tower and token similarities"
+    )
+    return table
+
+
+def _runs(per_layer: list[int]) -> str:
+    """Write runs of equal counts as `layers x tokens`."""
+    runs: list[list[int]] = []
+    for count in per_layer:
+        if runs and runs[-1][1] == count:
+            runs[-1][0] += 1
+        else:
+            runs.append([1, count])
+    return ", ".join(f"{layers} x {count}" for layers, count in runs)
+
+
+def _print_reference() -> None:
+    from sharp_demo.cost import PAPER_ROWS, SHAPES, paper_tflops
+    from sharp_demo.pruning.schedule import method_schedule, visual_per_layer
+
+    table = _table("table", "method", "kept", "printed", "ours", "difference", "rounds to the printed figure")
+    for row in PAPER_ROWS:
+        shape = SHAPES[row.config]
+        counts = visual_per_layer(shape.layers, row.tokens, method_schedule(row.method, row.retention, row.tokens))
+        ours, printed = paper_tflops(shape, counts), float(row.printed)
+        rounded = f"{ours:.{len(row.printed.partition('.')[2])}f}"
+        table.add_row(
+            f"{row.table}  {row.config}",
+            row.method,
+            f"{counts[-1]} = {row.retention:.1%}",
+            row.printed,
+            f"{ours:.3f}",
+            f"{ours / printed - 1:+.2%}",
+            "yes" if rounded == row.printed else f"no, {rounded}",
+        )
+    table.caption = "printed: arXiv 2512.05385v1, Tables 1 and 2, TFLOPs of the visual tokens"
+    _stdout().print(table)
