@@ -25,7 +25,9 @@ from sharp_demo.backbones.layout import visual_layout
 from sharp_demo.backbones.positions import released_positions
 from sharp_demo.errors import ModelError, QuestionError
 
-TOKENS_PER_FRAME = 180  # Qwen2-VL: merged tokens per temporal patch, ShaRP section 4.1 (16 x 180 for 32 frames)
+TOKENS_PER_FRAME = (
+    180  # Qwen2-VL: merged tokens per temporal patch, the setting of ShaRP Table 2 (16 x 180 for 32 frames)
+)
 VIDEO_TYPE = 2  # mm_token_type_ids: 0 text, 1 image, 2 video
 BICUBIC = 3
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -295,7 +297,7 @@ class Processor:
         visual = placeholders - family.newlines
         if visual > self.max_visual_tokens:
             raise ModelError(
-                f"{frames} frames need {visual} visual tokens; the limit is {self.max_visual_tokens}: ask for fewer frames"
+                f"{frames} frames need {visual} visual tokens, over the limit of {self.max_visual_tokens}: use fewer"
             )
         ids = self._expand(self._template_ids(clean_question(question, self.max_question_chars)), placeholders)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
