@@ -6,21 +6,27 @@ Heavy imports stand inside the commands: `flops` and `--help` answer without loa
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sharp_demo.errors import InputError, MethodError
 
 if TYPE_CHECKING:
     from sharp_demo.cost import ModelShape
-    from sharp_demo.records import MethodSpec
+    from sharp_demo.records import Decoded, Event, MethodFailed, MethodSpec, Result, Started
+    from sharp_demo.settings import Settings
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -92,6 +98,148 @@ def method_specs(methods: str, settings: Iterable[str]) -> tuple[MethodSpec, ...
             )
         options[method][option] = value
     return tuple(MethodSpec(name, options[name]) for name in names)
+
+
+def _settings() -> Settings:
+    from pydantic import ValidationError
+
+    from sharp_demo.settings import Settings
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"SHARP_{'_'.join(map(str, first['loc'])).upper()} is {first['input']!r}: {first['msg']}"
+        ) from None
+
+
+def _check_output(path: Path | None) -> None:
+    """Refuse an output path before the run that would be lost with it."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; name a file")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: no permission")
+
+
+# -- compare ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def compare(
+    video: Annotated[str, typer.Argument(help="a video file")],
+    question: Annotated[str, typer.Argument(help="what to ask about it")],
+    model: Annotated[str | None, typer.Option(help="an embedded model's name, a hub id, or a local folder")] = None,
+    methods: Annotated[str, typer.Option(help="comma-separated, run in this order")] = "vanilla,fastv,feather,sharp",
+    retention: Annotated[float, typer.Option(help="share of visual tokens to keep, in (0, 1]")] = 0.2,
+    match: Annotated[
+        Match, typer.Option(help="flops: every method costs what FastV (K=2) costs at the asked retention")
+    ] = Match.tokens,
+    frames: Annotated[int | None, typer.Option(help="frames to sample; default: the model's")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 64,
+    seed: Annotated[int, typer.Option(help="seed of everything random")] = 0,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a method option, METHOD.OPTION=VALUE: sharp.score_layer=first")
+    ] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="write request and results to this file")] = None,
+    html: Annotated[Path | None, typer.Option(help="write a report that opens without a network to this file")] = None,
+) -> int:
+    """Ask one video one question with several methods, side by side."""
+    specs = method_specs(methods, set_ or ())
+    for path in (json_, html):
+        _check_output(path)
+    settings = _settings()
+    from sharp_demo.records import Request
+
+    request = Request(video, question, specs, retention, match.value, model, frames, max_new_tokens, seed)
+    from sharp_demo.engine import Engine
+
+    outcome = _follow(Engine(settings).stream(request))
+    _print_comparison(outcome)
+    if json_ is not None:
+        from sharp_demo.views.report import comparison_dict
+
+        json_.write_text(json.dumps(comparison_dict(request.to_dict(), outcome.results), indent=1) + "\n")
+    if html is not None:
+        from sharp_demo.views.report import render_report
+
+        html.write_text(render_report(request.to_dict(), outcome.results, outcome.decoded.frames))
+    return 1 if outcome.failed else 0
+
+
+@dataclass
+class Outcome:
+    """What the events of one comparison added up to."""
+
+    started: Started
+    decoded: Decoded
+    results: tuple[Result, ...]
+    failed: tuple[MethodFailed, ...]
+
+
+def _follow(events: Iterable[Event]) -> Outcome:
+    """Run a comparison to its end, showing on stderr what it does while that is a terminal."""
+    from sharp_demo import records
+
+    console = Console(stderr=True)
+    status = console.status("starting") if console.is_terminal else None
+    seen: dict[type, Any] = {}
+    with status or nullcontext():
+        for event in events:
+            seen[type(event)] = event
+            if status is not None and (line := _progress(event)):
+                status.update(Text(line, overflow="ellipsis", no_wrap=True))
+    done = seen[records.Done]
+    return Outcome(seen[records.Started], seen[records.Decoded], done.results, done.failed)
+
+
+def _progress(event: Event) -> str:
+    from sharp_demo import records
+
+    match event:
+        case records.Progress():
+            return event.message
+        case records.Started():
+            return f"{event.model.name} on {event.model.device}"
+        case records.Decoded():
+            return f"decoded {len(event.frames)} frames; encoding them"
+        case records.Encoded():
+            return f"encoded {event.tokens} visual tokens"
+        case records.MethodStarted():
+            return f"{event.label}: prefill"
+        case records.Text():
+            return f"{event.label}: {event.text}"
+    return ""
+
+
+def _print_comparison(outcome: Outcome) -> None:
+    from sharp_demo.views.summary import baseline_of, figures_of
+
+    console, model = _stdout(), outcome.started.model
+    video = outcome.decoded.info
+    console.print(
+        Text(
+            f"{model.name} on {model.device}, {model.dtype}, {model.attention_backend}; "
+            f"{len(outcome.decoded.frames)} frames of {video.get('width')} x {video.get('height')} {video.get('codec')}"
+        )
+    )
+    if model.note:
+        console.print(Text(model.note))
+    if outcome.results:
+        baseline = baseline_of(outcome.results)
+        shown = [{figure.label: figure.value for figure in figures_of(r, baseline)} for r in outcome.results]
+        table = _table("", *(result.label for result in outcome.results))
+        untrained = "" if model.trained else " (untrained)"
+        table.add_row("Answer" + untrained, *(Text(result.answer or "(empty)") for result in outcome.results))
+        for label in max(shown, key=len):
+            table.add_row(label, *(figures.get(label, "") for figures in shown))
+        console.print(table)
+    for failure in outcome.failed:
+        print(f"error: {failure.label} failed: {' '.join(failure.message.split())}", file=sys.stderr)
 
 
 # -- flops -----------------------------------------------------------------------------------------------------------
