@@ -111,7 +111,7 @@ class Result:
     kept : per layout frame, the row-major indices (0..rows*cols-1) of its kept tokens, ascending.
     role : per layout frame, parallel to `kept`: "kept", "register", "filled", "merged", "grid" ...
     merged_into : [from_slot, to_slot] pairs of the tokens that were averaged into another one.
-    scores : {"raw", "bias", "debiased"} -> one float per slot; only those the method computed.
+    scores : {"raw", "bias", "debiased"} -> one float per slot (None: gone before it was scored); only those computed.
     segments : [first_frame, end_frame) pairs in layout frames; empty when the method does not segment.
     latency_ms : decode_video, vision, prefill, first_token, decode, decode_per_token, total, stages{name: Stage}.
         `total` is as if this method ran alone: shared stages are included in it.
@@ -131,7 +131,7 @@ class Result:
     kept: list[list[int]]
     role: list[list[str]]
     merged_into: list[list[int]]
-    scores: dict[str, list[float]]
+    scores: dict[str, list[float | None]]
     segments: list[list[int]]
     latency_ms: dict[str, Any]
     tflops: dict[str, float]
