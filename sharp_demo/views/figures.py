@@ -14,8 +14,8 @@ from sharp_demo.views.summary import baseline_of, flops_ratio, prefill_speedup
 
 TEXT = "#888"
 GRID = "rgba(128,128,128,.28)"
-FIGURES = ("decode_video", "vision", "prefill", "decode")
-STAGE_LABELS = {"decode_video": "decode video", "vision": "vision encoder"}
+FIGURES = ("decode_video", "vision", "bias_setup", "prefill", "decode")
+STAGE_LABELS = {"decode_video": "decode video", "vision": "vision encoder", "bias_setup": "bias set-up (first use)"}
 SCORE_LABELS = {"raw": "raw attention", "bias": "position bias (black video)", "debiased": "debiased"}
 
 
@@ -115,10 +115,10 @@ def stage_breakdown(result: Result) -> list[tuple[str, float, bool]]:
         inner = [(name, stage) for name, stage in stages.items() if stage.part_of == figure]
         own = stages.get(figure)
         shared = own.shared if own else figure in ("decode_video", "vision")
-        rest = latency[figure] - sum(stage.ms for _, stage in inner)
+        rest = latency.get(figure, 0.0) - sum(stage.ms for _, stage in inner)
         parts += [(f"{figure}: {name.replace('_', ' ')}", stage.ms, stage.shared) for name, stage in inner]
         name = STAGE_LABELS.get(figure, f"{figure}: other" if inner else figure)
-        if rest > 0:
+        if rest > 1e-9:
             parts.append((name, rest, shared))
     other = latency["total"] - sum(ms for _, ms, _ in parts)
     return [*parts, ("other", other, False)] if other > 1e-6 else parts

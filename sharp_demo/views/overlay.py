@@ -81,22 +81,26 @@ def kept_share(result: Result) -> list[float]:
     return [count / per_frame for count in kept_per_frame(result)]
 
 
-def scores_by_frame(values: Sequence[float], layout: Layout) -> np.ndarray:
-    """Sum one score per slot over each frame; float64 [frames]."""
-    return np.asarray(values, dtype=np.float64).reshape(layout.frames, -1).sum(axis=1)
+def scores_by_frame(values: Sequence[float | None], layout: Layout) -> np.ndarray:
+    """Sum one score per slot over each frame; None (never scored) counts nothing; float64 [frames]."""
+    return np.nansum(np.asarray(values, dtype=np.float64).reshape(layout.frames, -1), axis=1)
 
 
-def quantise(values: Sequence[float]) -> tuple[np.ndarray, float, float]:
+def quantise(values: Sequence[float | None]) -> tuple[np.ndarray, float, float]:
     """Map scores to uint8 between their minimum and 99.5th percentile; return codes and both ends.
 
-    A few sink tokens hold most of the attention: a scale up to the maximum would paint all others black.
+    A few sink tokens hold most of the attention: a scale up to the maximum would paint all others black. A slot
+    that was never scored (None) gets the lowest code.
     """
-    array = np.nan_to_num(np.asarray(values, dtype=np.float64))
-    low, high = float(array.min()), float(np.quantile(array, 0.995))
+    array = np.asarray(values, dtype=np.float64)
+    if np.isnan(array).all():
+        return np.zeros(array.shape, np.uint8), 0.0, 0.0
+    low, high = float(np.nanmin(array)), float(np.nanquantile(array, 0.995))
     if high <= low:
-        high = float(array.max())
+        high = float(np.nanmax(array))
     span = (high - low) or 1.0
-    return np.round(np.clip((array - low) / span, 0, 1) * 255).astype(np.uint8), low, high
+    scaled = np.clip((np.nan_to_num(array, nan=low) - low) / span, 0, 1)
+    return np.round(scaled * 255).astype(np.uint8), low, high
 
 
 def encode(codes: np.ndarray) -> str:

@@ -15,6 +15,15 @@ def test_stages_sum_to_the_total(results):
         assert {name for name, _, shared in parts if shared} == {"decode video", "vision encoder"}
 
 
+def test_a_cold_bias_is_a_stage_of_its_own():
+    result = make_result()
+    result.latency_ms["bias_setup"] = 3.0
+    result.latency_ms["total"] += 3.0
+    parts = figures.stage_breakdown(result)
+    assert ("bias set-up (first use)", 3.0, False) in parts
+    assert sum(ms for _, ms, _ in parts) == pytest.approx(result.latency_ms["total"])
+
+
 def test_time_no_stage_explains_is_shown_as_other():
     result = make_result()
     result.latency_ms["total"] += 5.0

@@ -60,6 +60,15 @@ def test_quantise_keeps_order_and_survives_constant_scores():
     assert codes.tolist() == [0, 0]
 
 
+def test_slots_that_were_never_scored_count_nothing():
+    layout = make_result(frames=2, rows=1, cols=2, keep=1).layout
+    assert overlay.scores_by_frame([0.5, None, None, 0.25], layout).tolist() == [0.5, 0.25]
+    codes, low, high = overlay.quantise([None, 2.0, 1.0])
+    assert (codes[0], low) == (0, 1.0)
+    assert high == pytest.approx(2.0, abs=0.01)
+    assert overlay.quantise([None, None])[0].tolist() == [0, 0]
+
+
 def test_encode_is_row_major():
     codes = np.arange(6, dtype=np.uint8).reshape(2, 3)
     assert list(base64.b64decode(overlay.encode(codes))) == [0, 1, 2, 3, 4, 5]

@@ -1,0 +1,130 @@
+"""Checks of what a browser or an API client sent: widget limits bind neither of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.exceptions import Error
+
+from sharp_demo.errors import InputError, MethodError, ModelError, QuestionError, VideoError
+from sharp_demo.pruning.registry import list_methods
+from sharp_demo.records import MethodSpec, Request
+from sharp_demo.settings import Settings
+from sharp_demo.ui import strings
+
+RETENTION_RANGE = (0.01, 1.0)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example clip with its question and a line on what to look for."""
+
+    video: Path
+    question: str
+    note: str
+
+
+def load_examples(settings: Settings) -> list[Example]:
+    """Return the examples listed in `assets/clips/examples.json` whose files are there."""
+    folder = settings.assets / "clips"
+    listing = folder / "examples.json"
+    if not listing.is_file():
+        return []
+    rows = json.loads(listing.read_text("utf-8"))
+    examples = [Example(folder / row["video"], row["question"], row.get("note", "")) for row in rows]
+    return [example for example in examples if example.video.is_file()]
+
+
+class ClipInput(gr.Video):
+    """Video upload that passes the file on untouched and never fetches an address."""
+
+    def get_block_name(self) -> str:
+        return "video"
+
+    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
+        if url_or_file_path is not None and str(url_or_file_path).lower().startswith(("http:", "https:", "//")):
+            raise Error(strings.NO_URL, print_exception=False)
+        path: str | None = await super().async_move_resource_to_block_cache(url_or_file_path)
+        return path
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+def check_video(path: str | None, allowed: Sequence[Path]) -> str:
+    """Return the path of an uploaded or example video; VideoError when it is neither."""
+    if not path:
+        raise VideoError("missing", strings.NO_VIDEO)
+    if "://" in path:
+        raise VideoError("url", strings.NO_URL)
+    resolved = Path(path).resolve()
+    if not any(resolved.is_relative_to(folder.resolve()) for folder in allowed):
+        raise VideoError("missing", strings.NOT_UPLOADED)
+    return str(resolved)
+
+
+def check_request(
+    *,
+    video: str | None,
+    question: str | None,
+    methods: Sequence[MethodSpec],
+    retention: float,
+    match: str,
+    frames: int | None,
+    model: str | None,
+    models: Sequence[str],
+    allowed: Sequence[Path],
+    settings: Settings,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+) -> Request:
+    """Return the engine's request; an InputError names the first thing that is wrong and its limit.
+
+    `retention` is a share in (0, 1]; `frames` None or 0 means the model's default; `model` None the server's.
+    """
+    path = check_video(video, allowed)
+    text = (question or "").strip()
+    if len(text) > settings.max_question_chars:
+        raise QuestionError(strings.too_long(settings.max_question_chars, len(text)))
+    if not methods:
+        raise MethodError(strings.NO_METHOD)
+    for spec in methods:
+        if spec.name not in list_methods():
+            raise MethodError(strings.unknown("method", spec.name, list_methods()))
+    _check_range("retention", retention, *RETENTION_RANGE)
+    if match not in ("tokens", "flops"):
+        raise InputError(strings.unknown("budget", match, ("tokens", "flops")))
+    if frames:
+        _check_range("frames", frames, 1, settings.max_frames)
+    if model is not None and model not in models:
+        raise ModelError(strings.unknown("model", model, models))
+    extra: dict[str, Any] = {}
+    if max_new_tokens is not None:
+        _check_range("answer length", max_new_tokens, 1, settings.max_new_tokens)
+        extra["max_new_tokens"] = int(max_new_tokens)
+    return Request(
+        video=path,
+        question=text,
+        methods=tuple(methods),
+        retention=float(retention),
+        match=match,  # type: ignore[arg-type]
+        model=model,
+        frames=int(frames) if frames else None,
+        seed=int(seed),
+        **extra,
+    )
+
+
+def _check_range(name: str, value: Any, low: float, high: float) -> None:
+    # NaN compares false, so it is refused too.
+    if not isinstance(value, int | float) or not low <= value <= high:
+        raise InputError(strings.out_of_range(name, value, low, high))

@@ -1,0 +1,220 @@
+"""The page: layout and wiring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.data_classes import FileData
+from gradio.utils import get_upload_folder
+
+from sharp_demo.engine import Engine
+from sharp_demo.pruning.registry import list_methods, method_class
+from sharp_demo.settings import Settings
+from sharp_demo.ui import strings
+from sharp_demo.ui.board import Board
+from sharp_demo.ui.callbacks import CHARTS, Callbacks
+from sharp_demo.ui.controls import advanced_controls
+from sharp_demo.ui.inputs import ClipInput, Example, load_examples
+from sharp_demo.ui.theme import CSS, make_theme
+from sharp_demo.ui.tokens import ExampleRow, PlainText, TokenColumns
+
+DEFAULT_METHODS = ("vanilla", "fastv", "feather", "sharp")
+FRAME_CHOICES = (4, 8, 16, 24, 32, 48, 64)
+KEEP_FILES_S = 3600
+# A download starts when its hidden button gets the file: the file is only written when someone asks for it.
+CLICK = "() => setTimeout(() => document.querySelector('#{id}')?.click(), 150)"
+
+
+def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
+    """Assemble the page and its API endpoint around an engine; call `launch(**launch_options(settings))` on it."""
+    examples = load_examples(settings)
+    callbacks = Callbacks(engine, settings, Path(get_upload_folder()), settings.assets / "clips")
+    with gr.Blocks(
+        title=strings.TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, KEEP_FILES_S)
+    ) as page:
+        gr.Markdown(f"# {strings.NAME}\n{strings.CLAIM}", elem_id="title")
+        row = _example_row(examples)
+        with gr.Row(elem_id="main", equal_height=False):
+            with gr.Column(scale=1, min_width=300, elem_id="inputs"):
+                video, clip_line, inputs, run, stop, leave = _inputs(engine, settings)
+            with gr.Column(scale=4, min_width=300):
+                board = TokenColumns(Board().value(), elem_id="columns")
+                outputs = _results()
+        gr.Markdown(strings.ABOUT)
+        _wire(callbacks, examples, row, video, clip_line, inputs, (run, stop, leave), board, outputs)
+        _api(callbacks, engine, settings)
+    page.queue(max_size=settings.queue_size)
+    return page
+
+
+def launch_options(settings: Settings) -> dict[str, Any]:
+    """Return the arguments of `launch` that make the server private, quiet and offline."""
+    return {
+        "server_name": settings.host,
+        "server_port": settings.port,
+        "theme": make_theme(),
+        "css": CSS,
+        "footer_links": ["api"],
+        "run_history": False,
+        "enable_monitoring": False,
+        "show_error": False,
+        "strict_cors": True,
+        "ssr_mode": False,
+        "share": False,
+        "allowed_paths": [],
+        "max_file_size": f"{settings.max_upload_mb:g}mb",
+    }
+
+
+def _example_row(examples: list[Example]) -> ExampleRow:
+    values = [
+        {
+            "video": FileData(path=str(example.video), orig_name=example.video.name).model_dump(),
+            "question": example.question,
+            "note": example.note,
+        }
+        for example in examples
+    ]
+    return ExampleRow(values, elem_id="examples", visible=bool(examples))
+
+
+def _inputs(engine: Engine, settings: Settings) -> tuple[Any, ...]:
+    video = ClipInput(
+        label=strings.VIDEO,
+        sources=["upload", "webcam"] if settings.webcam else ["upload"],
+        format=None,
+        include_audio=True,
+        height=240,
+        elem_id="clip",
+    )
+    clip_line = PlainText(strings.limits(settings))
+    question = gr.Textbox(
+        label=strings.QUESTION,
+        placeholder=strings.QUESTION_PLACEHOLDER,
+        max_length=settings.max_question_chars,
+        lines=2,
+        elem_id="question",
+    )
+    with gr.Row():
+        run = gr.Button(strings.RUN, variant="primary", min_width=80, elem_id="run")
+        stop = gr.Button(strings.STOP, variant="stop", interactive=False, min_width=80, elem_id="stop")
+        leave = gr.Button(strings.LEAVE, visible=False, min_width=80, elem_id="leave")
+    methods = gr.CheckboxGroup(
+        [(method_class(name).title, name) for name in list_methods()],
+        value=list(DEFAULT_METHODS),
+        label=strings.METHODS,
+        elem_id="methods",
+    )
+    retention = gr.Slider(2, 100, value=20, step=1, label=strings.RETENTION, elem_id="retention")
+    match = gr.Radio(strings.MATCH_CHOICES, value="tokens", label=strings.MATCH, info=strings.MATCH_INFO)
+    model = gr.Dropdown(engine.models(), value=engine.default_model, label=strings.MODEL, elem_id="model")
+    with gr.Accordion(strings.ADVANCED, open=False):
+        choices = [(str(count), count) for count in FRAME_CHOICES if count <= settings.max_frames]
+        frames = gr.Dropdown([(strings.FRAMES_DEFAULT, 0), *choices], value=0, label=strings.FRAMES)
+        max_new = gr.Slider(
+            1,
+            settings.max_new_tokens,
+            value=min(64, settings.max_new_tokens),
+            step=1,
+            label=strings.MAX_NEW_TOKENS,
+            elem_id="max-new",
+        )
+        seed = gr.Number(0, label=strings.SEED, precision=0, minimum=0, maximum=2**31 - 1)
+        knobs = advanced_controls()
+    inputs = [video, question, model, methods, retention, match, frames, max_new, seed, *knobs]
+    return video, clip_line, inputs, run, stop, leave
+
+
+def _results() -> dict[str, Any]:
+    with gr.Column(visible=False) as section:
+        gr.Markdown(strings.SPEED_HELP)
+        with gr.Row():
+            speed, latency = (gr.Plot(show_label=False, min_width=300) for _ in range(2))
+        gr.Markdown(strings.ATTENTION_HELP)
+        with gr.Row():
+            kept, attention = (gr.Plot(show_label=False, min_width=300) for _ in range(2))
+        by_layer = gr.Button(strings.BY_LAYER, size="sm", elem_id="by-layer")
+        layers = gr.Plot(visible=False, show_label=False, elem_id="layers")
+        with gr.Row():
+            save_json = gr.Button(strings.JSON, size="sm", elem_id="save-json")
+            save_report = gr.Button(strings.REPORT, size="sm", elem_id="save-report")
+        json_file = gr.DownloadButton(visible="hidden", elem_id="json-file")
+        report_file = gr.DownloadButton(visible="hidden", elem_id="report-file")
+    return {
+        "charts": [speed, latency, kept, attention],
+        "section": section,
+        "layers": layers,
+        "finished": gr.State(None),
+        "by_layer": by_layer,
+        "save_json": (save_json, json_file),
+        "save_report": (save_report, report_file),
+    }
+
+
+def _wire(
+    callbacks: Callbacks,
+    examples: list[Example],
+    row: ExampleRow,
+    video: ClipInput,
+    clip_line: PlainText,
+    inputs: list[Any],
+    buttons: tuple[gr.Button, gr.Button, gr.Button],
+    board: TokenColumns,
+    outputs: dict[str, Any],
+) -> None:
+    run, stop, leave = buttons
+    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    model: dict[str, Any] = {**hidden, "concurrency_id": "model", "concurrency_limit": 1}
+    finished = outputs["finished"]
+    shown = [board, *outputs["charts"], outputs["section"], outputs["layers"], finished, *buttons]
+    assert len(outputs["charts"]) == len(CHARTS)
+
+    def start(*values: Any) -> Any:
+        yield from callbacks.begin(*values)
+
+    def stream(request: gr.Request, *values: Any) -> Any:
+        yield from callbacks.run(*values, request)
+
+    def choose(event: gr.EventData) -> tuple[str, str]:
+        example = examples[event.index]
+        return str(example.video), example.question
+
+    begun = run.click(start, inputs, [board, *buttons], queue=False, **hidden)
+    running = begun.success(stream, inputs, shown, **model)
+    stop.click(callbacks.stop, None, stop, queue=False, **hidden)
+    leave.click(callbacks.leave, None, [board, *buttons], queue=False, cancels=[running], **hidden)
+    row.select(choose, None, [video, inputs[1]], queue=False, **hidden)
+    video.change(callbacks.check_upload, video, clip_line, queue=False, **hidden)
+    outputs["by_layer"].click(
+        callbacks.attention, finished, [outputs["layers"], finished, outputs["by_layer"]], **model
+    )
+    for name, write in (("save_json", callbacks.save_json), ("save_report", callbacks.save_report)):
+        button, file = outputs[name]
+        button.click(write, finished, file, queue=False, **hidden).success(
+            None, None, None, js=CLICK.replace("{id}", file.elem_id), **hidden
+        )
+
+
+def _api(callbacks: Callbacks, engine: Engine, settings: Settings) -> None:
+    """Add the endpoint `compare` with components of its own, so that the page may change without breaking clients."""
+    with gr.Column(visible=False):
+        inputs = [
+            ClipInput(label="video", sources=["upload"], format=None, include_audio=True),
+            gr.Textbox(label="question", max_length=settings.max_question_chars),
+            gr.CheckboxGroup(list_methods(), value=list(DEFAULT_METHODS), label="methods"),
+            gr.Number(0.2, label="retention"),
+            gr.Radio(["tokens", "flops"], value="tokens", label="match"),
+            gr.Number(0, precision=0, label="frames"),
+            gr.Dropdown(engine.models(), value=engine.default_model, label="model"),
+        ]
+        result = gr.JSON(label="comparison")
+        gr.Button().click(
+            callbacks.compare,
+            inputs,
+            result,
+            api_name="compare",
+            concurrency_id="model",
+            concurrency_limit=1,
+        )

@@ -1,0 +1,31 @@
+"""The page's look: system fonts only, so that nothing is fetched."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+FONT = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
+MONO = ["ui-monospace", "Menlo", "monospace"]
+
+CSS = """
+.gradio-container { padding: 12px !important; }
+#title h1 { margin: 0 0 2px; font-size: 26px; }
+#title p { margin: 0; max-width: 76ch; color: var(--body-text-color-subdued); }
+#inputs { max-width: 380px; }
+#clip video { max-height: 240px; }
+#methods .wrap { gap: 4px 10px; }
+@media (max-width: 900px) {
+  #main { flex-direction: column; }
+  #inputs { max-width: none; }
+}
+"""
+
+
+def make_theme() -> gr.themes.Base:
+    """Return the theme of the page, light and dark."""
+    return gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=MONO).set(
+        button_primary_background_fill="#2563c9",
+        button_primary_background_fill_hover="#1d52ab",
+        button_primary_background_fill_dark="#2563c9",
+        button_primary_text_color="#ffffff",
+    )
