@@ -28,7 +28,7 @@ SHAPE = TinyShape(
     image_size=112,
     patch_size=8,
     cells=49,
-    merges=768,
+    merges=512,
 )
 CARD = {
     "trained": False,

@@ -168,7 +168,10 @@ class VideoPreprocessor:
             return best
         # Both sides are rounded down to whole tokens, so the bound that fills the limit lies above the limit itself.
         sizes = (self._fit(height, width, cells * self.cell**2) for cells in range(2 * limit, 0, -1))
-        return next(size for size in sizes if self._tokens(size) <= limit)
+        fitting = next((size for size in sizes if self._tokens(size) <= limit), None)
+        if fitting is None:
+            raise ModelError(f"a {width} x {height} frame does not fit into {limit} tokens")
+        return fitting
 
     def grid(self, frames: int, height: int, width: int) -> list[list[int]] | None:
         """`video_grid_thw` of such a video, [[t, h, w]] in patches; None for LLaVA-OneVision."""

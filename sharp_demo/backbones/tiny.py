@@ -5,6 +5,7 @@ Nothing is downloaded: the tokenizer is learned from the few sentences below, th
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping
@@ -104,7 +105,8 @@ def write_checkpoint(
     """Write a random checkpoint of `family` ("llava-onevision" or "qwen2-vl") into `folder`, replacing it.
 
     The same arguments give the same bytes. Files: config.json, safetensors (with an index when sharded),
-    tokenizer, chat_template.json, preprocessor_config.json, generation_config.json, and card.json if given.
+    tokenizer, chat_template.json, preprocessor_config.json, processor_config.json, generation_config.json, and
+    card.json if given.
     """
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -120,6 +122,7 @@ def write_checkpoint(
         "config.json": config,
         "chat_template.json": {"chat_template": TEMPLATES[family]},
         "preprocessor_config.json": PREPROCESSORS[family](shape),
+        "processor_config.json": PROCESSORS[family](shape),
         "generation_config.json": {"bos_token_id": pad, "eos_token_id": [end, pad], "pad_token_id": pad},
     }
     if card is not None:
@@ -151,7 +154,8 @@ def train_tokenizer(special_tokens: tuple[str, ...], merges: int) -> Any:
 
 def _random_model(family: Family, config: dict[str, Any], seed: int) -> Any:
     model_class = getattr(transformers, family.model_class)
-    parsed = AutoConfig.for_model(**{k: v for k, v in config.items() if k not in ("architectures", "torch_dtype")})
+    values = {key: value for key, value in config.items() if key not in ("architectures", "torch_dtype")}
+    parsed = AutoConfig.for_model(**copy.deepcopy(values))  # it writes into nested dictionaries
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return model_class(parsed).eval()
@@ -258,6 +262,17 @@ def _qwen_preprocessor(shape: TinyShape) -> dict[str, Any]:
     }
 
 
+def _llava_processor(shape: TinyShape) -> dict[str, Any]:
+    return {
+        "image_token": "<image>",
+        "num_image_tokens": (shape.image_size // shape.patch_size) ** 2,
+        "processor_class": "LlavaOnevisionProcessor",
+        "video_token": "<video>",
+        "vision_feature_select_strategy": "full",
+    }
+
+
 TEMPLATES = {"llava-onevision": CHATML_LLAVA_ONEVISION, "qwen2-vl": CHATML_QWEN2_VL}
 CONFIGS = {"llava-onevision": _llava_config, "qwen2-vl": _qwen_config}
 PREPROCESSORS = {"llava-onevision": _llava_preprocessor, "qwen2-vl": _qwen_preprocessor}
+PROCESSORS = {"llava-onevision": _llava_processor, "qwen2-vl": lambda shape: {"processor_class": "Qwen2VLProcessor"}}

@@ -1,0 +1,123 @@
+"""Write tests/data/processor_goldens.json with transformers' own processors: the reference for ours.
+
+Needs an environment in which transformers' video processors work, so one with a torchvision that matches torch (the
+project itself does without). `python tools/make_processor_goldens.py`. Beside a CPU-only torch, torchvision's wheel
+may fail to register its C++ operators; the two declarations below are enough, since none of them is called here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "backbones")]
+
+try:
+    import torchvision
+except RuntimeError:
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    import torchvision
+
+import transformers  # noqa: E402
+from frames import golden_frames  # noqa: E402
+from transformers import AutoProcessor, LlavaOnevisionVideoProcessor, Qwen2VLVideoProcessor  # noqa: E402
+
+from sharp_demo.backbones.tiny import TinyShape, write_checkpoint  # noqa: E402
+
+SIZES = {
+    "landscape": (5, 360, 640),
+    "portrait": (4, 640, 360),
+    "square": (3, 200, 200),
+    "model size": (2, 384, 384),
+    "one frame": (1, 48, 64),
+    "tiny": (2, 24, 18),
+    "large": (2, 1080, 1920),
+    "long": (9, 90, 160),
+}
+SIGLIP = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 384, "width": 384}, "resample": 3}
+QWEN = {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
+# Preprocessor values and the sizes they are tried on: as published, class defaults, and variations of the file.
+CONFIGS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "llava-onevision published": ("llava-onevision", SIGLIP | {"rescale_factor": 0.00392156862745098}, list(SIZES)),
+    "llava-onevision class defaults": ("llava-onevision", {}, ["landscape", "tiny"]),
+    "qwen2-vl published": ("qwen2-vl", QWEN | {"cap_pixels_per_frame": False}, list(SIZES)),
+    "qwen2-vl class defaults": ("qwen2-vl", {"cap_pixels_per_frame": False}, ["landscape", "portrait", "one frame"]),
+    "qwen2-vl 360 x 420": ("qwen2-vl", QWEN | {"max_pixels": 151_200, "cap_pixels_per_frame": False}, list(SIZES)),
+    "qwen2-vl capped": (
+        "qwen2-vl",
+        QWEN | {"cap_pixels_per_frame": True, "max_video_tokens": 500},
+        ["landscape", "long", "large"],
+    ),
+    "qwen2-vl small patches": (
+        "qwen2-vl",
+        {"size": {"shortest_edge": 1536, "longest_edge": 6144}, "patch_size": 8, "cap_pixels_per_frame": False},
+        ["landscape", "portrait", "square"],
+    ),
+}
+CLASSES = {"llava-onevision": LlavaOnevisionVideoProcessor, "qwen2-vl": Qwen2VLVideoProcessor}
+QUESTIONS = ["What is the person doing?", "Which letter?\nA. K\nB. M", "¿Qué hay en el vídeo? 你好"]
+
+
+def describe(pixels: torch.Tensor) -> dict[str, Any]:
+    flat = pixels.contiguous().flatten()
+    picks = torch.linspace(0, len(flat) - 1, 12).long()
+    digest = hashlib.sha256(flat.numpy().tobytes()).hexdigest()
+    return {"shape": list(pixels.shape), "sha256": digest, "picks": picks.tolist(), "samples": flat[picks].tolist()}
+
+
+def pixel_goldens() -> list[dict[str, Any]]:
+    goldens = []
+    for title, (family, values, sizes) in CONFIGS.items():
+        official = CLASSES[family](**values)
+        for size in sizes:
+            output = official(torch.from_numpy(golden_frames(*SIZES[size])).permute(0, 3, 1, 2), return_tensors="pt")
+            golden = {"config": title, "family": family, "preprocessor": values, "case": size, "frames": SIZES[size]}
+            golden |= describe(output["pixel_values_videos"])
+            golden["grid"] = output["video_grid_thw"].tolist() if "video_grid_thw" in output else None
+            goldens.append(golden)
+    return goldens
+
+
+def prompt_goldens() -> list[dict[str, Any]]:
+    goldens = []
+    with tempfile.TemporaryDirectory() as folder:
+        for family in CLASSES:
+            checkpoint = write_checkpoint(Path(folder) / family, family, TinyShape())
+            official = AutoProcessor.from_pretrained(checkpoint)
+            for question in QUESTIONS:
+                for frames in (4, 5):
+                    video = torch.from_numpy(golden_frames(frames, 60, 80)).permute(0, 3, 1, 2)
+                    content = [{"type": "video"}, {"type": "text", "text": question}]
+                    text = official.apply_chat_template(
+                        [{"role": "user", "content": content}], add_generation_prompt=True
+                    )
+                    output = official(text=[text], videos=[video], return_tensors="pt")
+                    kept = ("input_ids", "mm_token_type_ids", "attention_mask")
+                    tensors = {key: output[key][0].tolist() for key in kept if key in output}
+                    goldens.append({"family": family, "question": question, "frames": frames, **tensors})
+    return goldens
+
+
+def main() -> None:
+    versions = {module.__name__: module.__version__ for module in (torch, torchvision, transformers)}
+    goldens = {"made_with": versions, "pixels": pixel_goldens(), "prompts": prompt_goldens()}
+    target = ROOT / "tests" / "data" / "processor_goldens.json"
+    lines = [f'"made_with": {json.dumps(versions)}']
+    for key in ("pixels", "prompts"):
+        lines.append(f'"{key}": [\n' + ",\n".join(json.dumps(golden) for golden in goldens[key]) + "\n]")
+    target.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
