@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,8 @@ HUB_MODELS = (
     "Qwen/Qwen2-VL-2B-Instruct",
     "Qwen/Qwen2-VL-7B-Instruct",
 )
+# Without these a Python child process may not even start; everything else is withheld from it.
+_START_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "SYSTEMROOT")
 
 
 class Settings(BaseSettings):
@@ -57,3 +60,7 @@ class Settings(BaseSettings):
         """Embedded model names and their folders, only those that are really there."""
         folders = {name: self.assets / "models" / name for name in EMBEDDED}
         return {name: folder for name, folder in folders.items() if (folder / "config.json").is_file()}
+
+    def child_environment(self) -> dict[str, str]:
+        """Return the environment for a child process that handles untrusted data: only what it needs to start."""
+        return {name: os.environ[name] for name in _START_VARIABLES if name in os.environ}

@@ -1,0 +1,227 @@
+"""From a path to frames: check, probe in a child, plan, decode in one child per decoder until one succeeds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sharp_demo.errors import VideoError
+from sharp_demo.video.checks import CONTAINERS, Source, check_file
+from sharp_demo.video.clip import ERROR_KINDS, Clip, VideoInfo
+from sharp_demo.video.sampling import bin_centres, fit, on_screen
+from sharp_demo.video.sandbox import Ended, Limits, run_child
+
+if TYPE_CHECKING:
+    from sharp_demo.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MAX_SIDE = 768
+MIN_MAX_SIDE = 16
+
+# Share of the remaining wall clock each decoder may use; what it leaves is there for the next one.
+_SHARES = {"decord": 0.5, "pyav": 0.75, "opencv": 1.0}
+# When all decoders failed, the first of these kinds that occurred is the one to report.
+_WORST = ("timeout", "unavailable", "memory", "cpu", "crashed", "damaged")
+
+
+def probe(path: str | os.PathLike[str], settings: Settings) -> VideoInfo:
+    """Check a file against every limit and return what is known of it; only one picture is decoded.
+
+    Raises
+    ------
+    VideoError : `kind` is one of `ERROR_KINDS`; the message is one line naming cause and limit.
+    """
+    deadline = time.monotonic() + settings.decode_timeout_s
+    source = check_file(path, settings)
+    with _scratch() as scratch:
+        return _info(source, _scan(source, settings, deadline, scratch))
+
+
+def decode(path: str | os.PathLike[str], frames: int, settings: Settings, max_side: int | None = None) -> Clip:
+    """Decode `frames` frames, sampled uniformly in presentation time.
+
+    The video's duration is cut into `frames` equal bins; each gives the frame on screen at its centre. A video with
+    fewer frames repeats the ones it has (`info.distinct_frames` counts the different ones).
+
+    Parameters
+    ----------
+    path : a video file; untrusted.
+    frames : how many, 1 to `settings.max_frames`.
+    max_side : longest side of the result in pixels, at least 16; None: 768. Never enlarged.
+
+    Raises
+    ------
+    VideoError : `kind` is one of `ERROR_KINDS`; the message is one line naming cause and limit.
+    """
+    start = time.monotonic()
+    deadline = start + settings.decode_timeout_s
+    max_side = DEFAULT_MAX_SIDE if max_side is None else max_side
+    if not 1 <= frames <= settings.max_frames:
+        raise VideoError("bad_request", f"{frames} frames were asked for; 1 to {settings.max_frames} are possible.")
+    if max_side < MIN_MAX_SIDE:
+        message = f"Frames of {max_side} pixels were asked for; at least {MIN_MAX_SIDE} are needed."
+        raise VideoError("bad_request", message)
+    source = check_file(path, settings)
+    with _scratch() as scratch:
+        scan = _scan(source, settings, deadline, scratch)
+        info = _info(source, scan)
+        order, copies = plan(source, scan, frames, max_side, settings)
+        decoder, pictures, times = _decode(source, scan, order, settings, deadline, scratch)
+        # Copies of frames are made here, not decoded.
+        clip = np.ascontiguousarray(pictures[copies])
+    stamps = tuple(round(times[i], 6) for i in copies)
+    info = replace(info, decoder=decoder, distinct_frames=len(set(stamps)))
+    return Clip(clip, stamps, info, (time.monotonic() - start) * 1000)
+
+
+def plan(
+    source: Source, scan: dict[str, Any], frames: int, max_side: int, settings: Settings
+) -> tuple[dict[str, Any], list[int]]:
+    """Return the order for a decoder (fields of `order.Order`) and, per returned frame, its place in the order.
+
+    Raises
+    ------
+    VideoError : output_too_large.
+    """
+    times, keyframes, duration = scan["times"], scan["keyframes"], scan["duration"]
+    chosen = on_screen(times, [times[0] + t for t in bin_centres(duration, frames)])
+    indices = sorted(set(chosen))
+    width, height = fit(scan["width"], scan["height"], max_side)
+    size_mb = frames * width * height * 3 / (1 << 20)
+    if size_mb > settings.decode_output_mb:
+        message = (
+            f"{frames} frames of {width} x {height} pixels need {size_mb:.0f} MB; at most {settings.decode_output_mb} "
+            "MB are possible: ask for fewer or smaller frames."
+        )
+        raise VideoError("output_too_large", message)
+    before = [bisect_right(keyframes, times[i]) - 1 for i in indices]
+    order = {
+        "path": source.path,
+        "demuxer": source.demuxer,
+        "indices": indices,
+        "times": [times[i] for i in indices],
+        "anchors": [keyframes[k] if k >= 0 else times[0] for k in before],
+        "origin": times[0],
+        "total": len(times),
+        "size": (width, height),
+        "rotation": scan["rotation"],
+        "slack": max(0.1, 3 * duration / len(times)),
+        "max_pixels": settings.max_pixels,
+    }
+    place = {index: k for k, index in enumerate(indices)}
+    return order, [place[index] for index in chosen]
+
+
+def decoders_for(codec: str, streams: int, closed: bool) -> list[str]:
+    """Return the decoders to try, in order.
+
+    decord cannot read AV1 and has no wheels for ARM. Where frames refer across key frames (open groups), it drops
+    some after a seek, keeps counting, and returns wrong frames without an error. Which of several video tracks
+    decord and OpenCV take is theirs to choose, so PyAV alone reads such files.
+    """
+    if streams > 1:
+        return ["pyav"]
+    if codec == "av1" or not closed or find_spec("decord") is None:
+        return ["pyav", "opencv"]
+    return ["decord", "pyav", "opencv"]
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="sharp-video-", ignore_cleanup_errors=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise VideoError("unavailable", f"Videos cannot be decoded now: no temporary folder ({reason}).") from None
+    with folder as name:
+        yield Path(name)
+
+
+def _scan(source: Source, settings: Settings, deadline: float, scratch: Path) -> dict[str, Any]:
+    maxima = {name: getattr(settings, name) for name in ("max_side", "max_pixels", "max_duration_s")}
+    job = {"path": source.path, "label": source.label, "demuxer": source.demuxer, "maxima": maxima}
+    ended = _child("scan", job, 16, settings, deadline, scratch, share=1.0)
+    if ended.failure is not None:
+        raise _error(ended, source, settings)
+    return ended.report
+
+
+def _decode(
+    source: Source, scan: dict[str, Any], order: dict[str, Any], settings: Settings, deadline: float, scratch: Path
+) -> tuple[str, np.ndarray, list[float]]:
+    """Return the decoder that worked, its frames (mapped from the scratch folder) and their times."""
+    failures: list[Ended] = []
+    width, height = order["size"]
+    shape = (len(order["times"]), height, width, 3)
+    for decoder in decoders_for(scan["codec"], scan["streams"], scan["closed"]):
+        file_mb = 1 + int(np.prod(shape)) // (1 << 20) + 1
+        ended = _child(decoder, order, file_mb, settings, deadline, scratch, _SHARES[decoder])
+        if ended.failure is None:
+            try:
+                # Mapped, so that a header that lies about the shape allocates nothing.
+                frames = np.load(scratch / "frames.npy", mmap_mode="r", allow_pickle=False)
+                times = [float(t) for t in ended.report["times"]]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                ended = Ended("crashed", f"unusable result: {error}")
+            else:
+                if frames.shape == shape and frames.dtype == np.uint8 and len(times) == shape[0]:
+                    return decoder, frames, times
+                ended = Ended("crashed", f"result of shape {frames.shape}")
+        log.info("%s could not decode %s: %s, %s", decoder, source.label, ended.failure, ended.detail)
+        failures.append(ended)
+        if ended.failure == "killed" or time.monotonic() >= deadline:
+            raise _error(ended, source, settings)
+    raise _error(min(failures, key=lambda f: _WORST.index(f.failure or "damaged")), source, settings)
+
+
+def _child(
+    stage: str, job: dict[str, Any], file_mb: int, settings: Settings, deadline: float, scratch: Path, share: float
+) -> Ended:
+    wall = (deadline - time.monotonic()) * share
+    if wall <= 0:
+        return Ended("timeout", "no time left")
+    limits = Limits(settings.decode_memory_mb, settings.decode_cpu_s, file_mb, wall)
+    return run_child(stage, job, limits, scratch, settings.child_environment())
+
+
+def _info(source: Source, scan: dict[str, Any]) -> VideoInfo:
+    count, duration = len(scan["times"]), scan["duration"]
+    return VideoInfo(
+        container=CONTAINERS[source.demuxer],
+        codec=scan["codec"],
+        width=scan["width"],
+        height=scan["height"],
+        duration_s=round(duration, 6),
+        fps=round(count / duration, 3) if duration > 0 else 0.0,
+        rotation=scan["rotation"],
+        frame_count=count,
+    )
+
+
+def _error(ended: Ended, source: Source, settings: Settings) -> VideoError:
+    """Return the error for a child's failure. Causes found in the file keep the child's own message."""
+    label = source.label
+    messages = {
+        "timeout": f"Decoding {label} takes longer than {settings.decode_timeout_s:g} s; try a shorter or smaller one.",
+        "cpu": f"Decoding {label} takes over {settings.decode_cpu_s} s of processor time; try a smaller one.",
+        "memory": f"Decoding {label} needs more memory than the {settings.decode_memory_mb} MB it may use.",
+        "crashed": f"{label} is damaged in a way that crashes the decoders; the app goes on.",
+        "killed": f"The decoder of {label} was killed from outside, most likely because memory ran out; try again.",
+        "unavailable": "Videos cannot be decoded now: the decoder does not start, or the disk is full.",
+        "damaged": f"{label} is damaged: no decoder could read its pictures.",
+    }
+    kind = ended.failure if ended.failure in ERROR_KINDS else "crashed"
+    text = str(ended.report.get("message") or messages.get(kind, messages["damaged"]))
+    return VideoError(kind, " ".join(text.split())[:300])

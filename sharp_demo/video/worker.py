@@ -1,0 +1,109 @@
+"""The child process that touches untrusted bytes: `python -m sharp_demo.video.worker STAGE`, one JSON line on stdin.
+
+STAGE is "scan" or a decoder's name. The working directory is private to this process: it gets report.json and,
+after decoding, frames.npy. Limits are set before any decoder is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from sharp_demo.errors import VideoError
+
+try:
+    import resource
+except ImportError:  # Windows: the parent's wall clock is the only limit there
+    resource = None  # type: ignore[assignment]
+
+_OPEN_FILES = 64
+
+
+def set_limits(memory_mb: int, cpu_s: int, file_mb: int, wall_s: float) -> list[str]:
+    """Limit this process for good; return the limits that the operating system refused.
+
+    `cpu_s` is the processor time that ends the process by SIGXCPU, `file_mb` the largest file it may write.
+    """
+    if hasattr(signal, "setitimer"):
+        # Should the parent die, nobody else would stop this process.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, wall_s + 1)
+    if resource is None:
+        return ["memory", "cpu", "file size", "open files", "core"]
+    refused = []
+    for name, limit, value in (
+        ("memory", resource.RLIMIT_AS, memory_mb << 20),
+        ("cpu", resource.RLIMIT_CPU, cpu_s),
+        ("file size", resource.RLIMIT_FSIZE, file_mb << 20),
+        ("open files", resource.RLIMIT_NOFILE, _OPEN_FILES),
+        ("core", resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(limit)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        # A hard limit one second later: with both equal the kernel sends SIGKILL, which hides the cause.
+        ceiling = value + 1 if name == "cpu" and hard == resource.RLIM_INFINITY else value
+        try:
+            resource.setrlimit(limit, (value, ceiling))
+        except (ValueError, OSError):
+            refused.append(name)
+    return refused
+
+
+def run(stage: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Do one stage and return what goes into the report."""
+    if stage == "scan":
+        from sharp_demo.video.scan import scan
+
+        return scan(**job)
+    import numpy as np
+
+    from sharp_demo.video.order import Order, check_filled
+
+    order = Order(**job | {"size": tuple(job["size"])})
+    frames, times = import_module(f"sharp_demo.video.with_{stage}").decode(order)
+    check_filled(order, frames, times)
+    np.save("frames.npy", frames)
+    return {"times": [t - order.origin for t in times]}
+
+
+def report_of(stage: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Run a stage; what it raises becomes {"failure": kind} with a "message" for the user or a "detail" for the log."""
+    try:
+        return run(stage, job)
+    except VideoError as error:
+        return {"failure": error.kind, "message": str(error)}
+    except Exception as error:
+        return {"failure": _kind(error), "detail": f"{type(error).__name__}: {error}"[:1000]}
+
+
+def _kind(error: Exception) -> str:
+    # The decoders report a failed allocation in their own classes and words.
+    said = str(error).lower()
+    if isinstance(error, MemoryError) or "alloc" in said or "memory" in said:
+        return "memory"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "unavailable"
+    return "damaged"
+
+
+def main() -> int:
+    job = json.loads(sys.stdin.readline())
+    refused = set_limits(**job.pop("limits"))
+    report = report_of(sys.argv[1], job)
+    report["limits_refused"] = refused
+    if resource is not None:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        report["peak_mb"] = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    with contextlib.suppress(BrokenPipeError):
+        Path("report.json").write_text(json.dumps(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

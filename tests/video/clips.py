@@ -1,0 +1,145 @@
+"""Makes small video files for tests. Each frame shows its own number, so that a decoded frame tells which one it is.
+
+A frame is 160 x 120 unless said: its upper half has a red quarter (left) and a green one (right); below, eight black
+or white bars give the frame number in binary, the highest bit left, over a blue strip.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+SIZE = (160, 120)
+RED, GREEN, BLUE = (200, 30, 30), (30, 180, 30), (30, 30, 200)
+
+ENCODERS = {
+    "h264": ("libx264", {"preset": "ultrafast", "crf": "12"}),
+    "hevc": ("libx265", {"preset": "ultrafast", "crf": "12", "x265-params": "log-level=none:pools=1"}),
+    "vp8": ("libvpx", {"deadline": "realtime", "cpu-used": "8", "crf": "6", "b": "4000000"}),
+    "vp9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "12", "b": "0"}),
+    "av1": ("libsvtav1", {"preset": "8", "crf": "8", "svtav1-params": "lp=1"}),
+    "mpeg4": ("mpeg4", {"qmin": "2", "qmax": "3"}),
+    "mjpeg": ("mjpeg", {"qmin": "2", "qmax": "3"}),
+    "prores": ("prores_ks", {}),
+    "ffv1": ("ffv1", {}),
+}
+PIXELS = {"mjpeg": "yuvj420p", "prores": "yuv422p10le"}
+
+
+def numbered(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """Return the RGB picture uint8 [H, W, 3] of frame `number` (0..255)."""
+    width, height = size
+    image = np.zeros((height, width, 3), np.uint8)
+    image[: height // 2, : width // 2] = RED
+    image[: height // 2, width // 2 :] = GREEN
+    image[height // 2 : height // 4 * 3] = BLUE
+    for bit in range(8):
+        if number >> (7 - bit) & 1:
+            image[height // 4 * 3 :, width * bit // 8 : width * (bit + 1) // 8] = 255
+    return image
+
+
+def read_number(image: np.ndarray) -> int:
+    """Return the number shown by a picture of `numbered`, whatever its size."""
+    height, width = image.shape[:2]
+    row = image[height * 7 // 8].mean(axis=-1)
+    return sum(int(row[width * (2 * bit + 1) // 16] > 127) << (7 - bit) for bit in range(8))
+
+
+def write_clip(
+    path: str | Path,
+    codec: str = "h264",
+    frames: int | Sequence[np.ndarray] = 20,
+    fps: float = 10,
+    *,
+    rotation: int = 0,
+    times: Iterable[float] | None = None,
+    gop: int = 8,
+    size: tuple[int, int] = SIZE,
+    pixels: str | None = None,
+    options: dict[str, str] | None = None,
+    container: dict[str, str] | None = None,
+    audio: bool = False,
+    demuxer: str | None = None,
+) -> Path:
+    """Write a clip and return its path.
+
+    Parameters
+    ----------
+    codec : a key of `ENCODERS`.
+    frames : how many numbered frames, or the pictures themselves (uint8 [H, W, 3], of `size`).
+    rotation : degrees counter-clockwise in the display matrix.
+    times : presentation times in seconds (milliseconds are kept); overrides `fps`.
+    gop : frames between key frames.
+    options, container : options of encoder and muxer, beside the defaults; audio adds a silent AAC or Opus track.
+    """
+    path = Path(path)
+    encoder, defaults = ENCODERS[codec]
+    pictures = [numbered(i % 256, size) for i in range(frames)] if isinstance(frames, int) else list(frames)
+    rate = Fraction(fps).limit_denominator(1000)
+    clock = 1 / rate if times is None else Fraction(1, 1000)
+    ticks = list(range(len(pictures))) if times is None else [round(t * 1000) for t in times]
+    with av.open(str(path), "w", format=demuxer, options=container or {}) as output:
+        stream = output.add_stream(encoder, rate=rate, options=defaults | (options or {}))
+        stream.width, stream.height = size
+        stream.pix_fmt = pixels or PIXELS.get(codec, "yuv420p")
+        stream.gop_size = gop
+        stream.codec_context.time_base = clock
+        stream.codec_context.thread_count = 1
+        if rotation:
+            stream.set_display_rotation(rotation)
+        sound = None
+        if audio:
+            sound = output.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48000, layout="mono")
+        for picture, tick in zip(pictures, ticks, strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = tick, clock
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+        if sound is not None:
+            _mux_silence(output, sound, float(ticks[-1] * clock))
+    return path
+
+
+def write_sound(path: str | Path, seconds: float = 1.0) -> Path:
+    """Write a file with an AAC track and no video."""
+    with av.open(str(path), "w") as output:
+        _mux_silence(output, output.add_stream("aac", rate=48000, layout="mono"), seconds)
+    return Path(path)
+
+
+def _mux_silence(output: av.container.OutputContainer, stream: av.AudioStream, seconds: float) -> None:
+    for start in range(0, int(seconds * 48000), 960):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)
+        output.mux(stream.encode(frame))
+    output.mux(stream.encode())
+
+
+def boxes(data: bytes, start: int = 0, end: int | None = None) -> list[tuple[int, int, bytes]]:
+    """Return (offset, size, type) of the ISO BMFF boxes in data[start:end], one level."""
+    found, end = [], len(data) if end is None else end
+    while start + 8 <= end:
+        size, name = struct.unpack(">I4s", data[start : start + 8])
+        if size < 8:
+            break
+        found.append((start, size, name))
+        start += size
+    return found
+
+
+def without_frames(data: bytes) -> bytes:
+    """Return an MP4 whose sample tables are all empty: a video track of zero frames."""
+    emptied = bytearray(data)
+    for name in (b"stts", b"stsc", b"stco", b"stss", b"ctts"):
+        at = data.find(name)
+        if at >= 0:
+            emptied[at + 8 : at + 12] = bytes(4)
+    at = data.find(b"stsz")
+    emptied[at + 8 : at + 16] = bytes(8)
+    return bytes(emptied)
