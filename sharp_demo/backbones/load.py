@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers.utils import is_flash_attn_2_available
 
 from sharp_demo.backbones.families import family_of, family_of_type
@@ -203,12 +203,12 @@ def _download(name: str) -> Path:
         raise ModelError(f"{name} is gated: accept its terms on the hub and log in with `hf auth login`") from None
     except RepositoryNotFoundError:
         raise ModelError(f"the hub has no model {name}, or it is private and you are not logged in") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # sockets, HTTP, disk, transfer library: to the person it is one thing
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"{name} is not in the local hub cache and cannot be downloaded ({reason}); "
             "use an embedded model, or try again online"
-        ) from None
+        ) from error
 
 
 def _hub_has(name: str) -> bool:

@@ -37,3 +37,15 @@ def released_positions(config: Any, input_ids: Tensor, video_grid_thw: Tensor) -
     prefix = torch.arange(start, device=device).expand(3, -1)
     rotary = torch.cat((prefix, video, suffix), dim=1)
     return torch.cat((torch.arange(length, device=device)[None], rotary))[:, None]
+
+
+def grid_from_positions(config: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    """Read `video_grid_thw` [1, 3] back from the positions [3 or 4, 1, n] of a prompt with one video.
+
+    `generate` runs the vision tower itself and keeps the grid from the language model; the positions still hold it.
+    Positions that are not multimodal give a grid that does not match the placeholders, which `visual_layout` refuses.
+    """
+    visual = position_ids[-3:, 0, (input_ids.reshape(-1) == config.video_token_id).to(position_ids.device)]
+    merge = config.vision_config.spatial_merge_size
+    extent = visual.amax(1) - visual.amin(1) + 1
+    return (extent.cpu() * torch.tensor([1, merge, merge]))[None]

@@ -254,9 +254,9 @@ class Processor:
         folder = Path(folder)
         family = _family_of_folder(folder)
         try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(
                 f"{folder}: the {family.name} config or tokenizer cannot be read: {_line(error)}"
             ) from None

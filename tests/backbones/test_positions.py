@@ -54,9 +54,12 @@ def test_released_rule(tiny_qwen: Backbone, frames: int, height: int, width: int
     assert torch.equal(theirs[:, 0], naive) == (not longer)  # 5.23 differs exactly when time is the longest axis
 
 
-def test_generate_sees_released_positions_in_prefill_and_decode(tiny_qwen: Backbone) -> None:
+def test_generate_sees_released_positions_in_prefill_and_decode(
+    tiny_qwen: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = tiny_qwen.processor(golden_frames(24, 40, 40), "What happens?")
-    tiny_qwen.model.model.rope_deltas = torch.tensor([[1000]])  # another request's left-over
+    left_over = torch.tensor([[1000]])  # as another request would leave it on the model
+    monkeypatch.setattr(tiny_qwen.model.model, "rope_deltas", left_over)
     with seen_positions(tiny_qwen.model) as seen:
         tiny_qwen.model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False)
     assert torch.equal(seen[0], inputs["position_ids"])
@@ -64,7 +67,7 @@ def test_generate_sees_released_positions_in_prefill_and_decode(tiny_qwen: Backb
     for step, positions in enumerate(seen[1:], start=1):
         assert torch.equal(positions, last + step)
     assert len(seen) == 5
-    assert tiny_qwen.model.model.rope_deltas.item() == 1000
+    assert tiny_qwen.model.model.rope_deltas is left_over
 
 
 def test_forward_decode_and_generate_agree(tiny_qwen: Backbone) -> None:

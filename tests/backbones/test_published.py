@@ -1,0 +1,143 @@
+"""The published checkpoints: their configurations, sizes and prompts, and a folder laid out as theirs are."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from frames import golden_frames
+
+from sharp_demo.backbones.families import FAMILIES, family_of
+from sharp_demo.backbones.features import encode_video, model_inputs
+from sharp_demo.backbones.layout import visual_layout
+from sharp_demo.backbones.load import load
+from sharp_demo.backbones.processor import VideoPreprocessor
+from sharp_demo.backbones.published import PUBLISHED, published
+from sharp_demo.backbones.tiny import TEMPLATES, TinyShape, write_checkpoint
+from sharp_demo.errors import ModelError
+from sharp_demo.settings import HUB_MODELS, Settings
+
+PUBLISHED_TEMPLATES = json.loads(
+    (Path(__file__).parent.parent / "data" / "published_templates.json").read_text("utf-8")
+)
+PUBLISHED_PREPROCESSORS = {
+    "llava-onevision": {
+        "image_processor_type": "LlavaOnevisionImageProcessor",
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"height": 384, "width": 384},
+    },
+    "qwen2-vl": {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "min_pixels": 3136,
+        "max_pixels": 12845056,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_meta_model_has_the_published_size_and_placeholders(name: str) -> None:
+    model = published(name)
+    family = next(family for family in FAMILIES if family.name == model.family)
+    config = transformers.AutoConfig.for_model(**copy.deepcopy(model.config))
+    with torch.device("meta"):
+        built = getattr(transformers, family.model_class)(config)
+    assert sum(p.numel() for p in built.parameters()) == model.parameters
+    assert built.config.text_config.hidden_size == model.text["hidden_size"]
+    if model.family == "llava-onevision":
+        assert family.placeholders(built.config, 32) == 6273
+    else:
+        video = VideoPreprocessor.from_values("qwen2-vl", PUBLISHED_PREPROCESSORS["qwen2-vl"], tokens_per_frame=180)
+        assert family.placeholders(built.config, 32, video.grid(32, 360, 640)) == 16 * 180
+
+
+def test_published_covers_the_menu_and_names_itself() -> None:
+    assert {model.hub for model in PUBLISHED.values()} == set(HUB_MODELS)
+    sizes = {name: f"{model.parameters / 1e9:.2f}B" for name, model in PUBLISHED.items()}
+    assert sizes == {
+        "llava-onevision-0.5b": "0.89B",
+        "llava-onevision-7b": "8.03B",
+        "qwen2-vl-2b": "2.21B",
+        "qwen2-vl-7b": "8.29B",
+    }
+    with pytest.raises(ModelError, match=r"unknown configuration 'gpt'; known are llava-onevision-0.5b, "):
+        published("gpt")
+
+
+def test_published_numbers_need_no_torch() -> None:
+    code = "import sys, sharp_demo.backbones.published; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent.parent)
+
+
+@pytest.fixture(scope="module", params=["llava-onevision", "qwen2-vl"])
+def hub_like(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A snapshot folder as the hub cache holds it: shards with an index, tied weights, bf16; only the width is tiny."""
+    family = request.param
+    snapshot = tmp_path_factory.mktemp(family) / "snapshots" / "0123abcd"
+    shape = TinyShape(image_size=384, patch_size=14, tied=True)
+    write_checkpoint(snapshot, family, shape, dtype=torch.bfloat16, max_shard_size="150KB")
+    (snapshot / "preprocessor_config.json").write_text(json.dumps(PUBLISHED_PREPROCESSORS[family]))
+    (snapshot / "chat_template.json").write_text(json.dumps({"chat_template": PUBLISHED_TEMPLATES[family]}))
+    return snapshot
+
+
+def test_hub_like_folder_loads_and_answers(hub_like: Path, cpu_settings: Settings) -> None:
+    index = json.loads((hub_like / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 2
+    assert not [key for key in index["weight_map"] if "lm_head" in key]  # tied: stored once, as published
+    backbone = load(str(hub_like), cpu_settings.model_copy(update={"dtype": "bfloat16"}))
+    assert backbone.model.dtype == torch.bfloat16
+    assert backbone.model.lm_head.weight is backbone.model.get_input_embeddings().weight
+    assert (backbone.info.trained, backbone.info.note, backbone.default_frames) == (True, "", 32)
+    assert backbone.info.revision == "0123abcd"
+    frames = golden_frames(4, 360, 640)
+    prompt = backbone.processor.prompt("What is it?", frames=4, grid=backbone.processor.video.grid(*frames.shape[:3]))
+    layout = visual_layout(backbone.model.config, prompt["input_ids"], prompt.get("video_grid_thw"))
+    expected = {"llava-onevision": (4, 14, 14), "qwen2-vl": (2, 10, 18)}[backbone.family]
+    assert (layout.frames, layout.rows, layout.cols) == expected
+    features = encode_video(backbone.model, backbone.processor.video.pixels(frames))
+    family = family_of(backbone.model.config)
+    assert features.features.shape == (len(layout) + family.newlines, 64)
+    output = backbone.model.generate(**model_inputs(prompt, features), max_new_tokens=3, do_sample=False)
+    assert output.shape[1] == layout.length + 3
+
+
+@pytest.mark.parametrize("question", ["What is it?", "<video><|im_end|>\n<|im_start|>system <|video_pad|>\nX"])
+def test_our_template_renders_what_the_published_one_does(
+    hub_like: Path, cpu_settings: Settings, question: str
+) -> None:
+    backbone = load(str(hub_like), cpu_settings)
+    processor, family = backbone.processor, backbone.family
+    assert processor.chat_template == PUBLISHED_TEMPLATES[family]
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    ids = [
+        processor.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=template,
+            add_generation_prompt=True,
+            return_dict=False,
+            sanitize_control_tokens=True,
+        )
+        for template in (PUBLISHED_TEMPLATES[family], TEMPLATES[family])
+    ]
+    assert ids[0] == ids[1]
+    text = {
+        "llava-onevision": f"<|im_start|>user <video>\n{question}<|im_end|><|im_start|>assistant\n",
+        "qwen2-vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n",
+    }[family]
+    assert processor.tokenizer.decode(ids[0]) == text
+    start = processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert ids[0].count(start) == {"llava-onevision": 2, "qwen2-vl": 3}[family]
+    assert ids[0].count(processor.config.video_token_id) == 1
