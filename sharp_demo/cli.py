@@ -153,11 +153,16 @@ def compare(
     for path in (json_, html):
         _check_output(path)
     settings = _settings()
+    from sharp_demo.video import probe
+
+    probe(video, settings)  # a bad file is told before a model is loaded
+    from transformers.utils import logging
+
+    from sharp_demo.engine import Engine
     from sharp_demo.records import Request
 
+    logging.disable_progress_bar()
     request = Request(video, question, specs, retention, match.value, model, frames, max_new_tokens, seed)
-    from sharp_demo.engine import Engine
-
     outcome = _follow(Engine(settings).stream(request))
     _print_comparison(outcome)
     if json_ is not None:
@@ -168,7 +173,7 @@ def compare(
         from sharp_demo.views.report import render_report
 
         html.write_text(render_report(request.to_dict(), outcome.results, outcome.decoded.frames))
-    return 1 if outcome.failed else 0
+    return max((2 if failure.kind == "refused" else 1 for failure in outcome.failed), default=0)
 
 
 @dataclass
@@ -212,12 +217,17 @@ def _progress(event: Event) -> str:
         case records.MethodStarted():
             return f"{event.label}: prefill"
         case records.Text():
-            return f"{event.label}: {event.text}"
+            return f"{event.label}: {_printable(event.text)}"
     return ""
 
 
+def _printable(text: str) -> str:
+    """Answers are data: control characters must not reach the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def _print_comparison(outcome: Outcome) -> None:
-    from sharp_demo.views.summary import baseline_of, figures_of
+    from sharp_demo.views.summary import baseline_of, figures_of, format_ms
 
     console, model = _stdout(), outcome.started.model
     video = outcome.decoded.info
@@ -234,12 +244,45 @@ def _print_comparison(outcome: Outcome) -> None:
         shown = [{figure.label: figure.value for figure in figures_of(r, baseline)} for r in outcome.results]
         table = _table("", *(result.label for result in outcome.results))
         untrained = "" if model.trained else " (untrained)"
-        table.add_row("Answer" + untrained, *(Text(result.answer or "(empty)") for result in outcome.results))
+        table.add_row("Answer" + untrained, *(Text(_printable(r.answer) or "(empty)") for r in outcome.results))
         for label in max(shown, key=len):
             table.add_row(label, *(figures.get(label, "") for figures in shown))
+        table.add_section()
+        stages = [result.latency_ms["stages"] for result in outcome.results]
+        for name in dict.fromkeys(name for of_method in stages for name in of_method):
+            times = [of_method.get(name) for of_method in stages]
+            shared = " (shared)" if any(stage is not None and stage.shared for stage in times) else ""
+            table.add_row(f"Stage {name}{shared}", *("" if stage is None else format_ms(stage.ms) for stage in times))
         console.print(table)
     for failure in outcome.failed:
-        print(f"error: {failure.label} failed: {' '.join(failure.message.split())}", file=sys.stderr)
+        _say(f"{failure.label} did not run: {failure.message}", 1)
+
+
+# -- doctor ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(
+    json_: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> int:
+    """Report device, dtype, attention backend, decoders, models and limits; exit 1 if the app cannot run here."""
+    from dataclasses import asdict
+
+    from sharp_demo.doctor import can_run, examine
+
+    findings = examine(_settings())
+    usable = can_run(findings)
+    if json_:
+        print(json.dumps({"can_run": usable, "findings": [asdict(finding) for finding in findings]}, indent=1))
+        return 0 if usable else 1
+    table = _table("", "", "", "")
+    for before, finding in zip([None, *findings], findings, strict=False):
+        first = before is None or before.topic != finding.topic
+        table.add_row(finding.topic if first else "", finding.name, finding.status, Text(finding.detail))
+    console = _stdout()
+    console.print(table)
+    print("The app can run here." if usable else "The app cannot run here: see the lines marked fail.")
+    return 0 if usable else 1
 
 
 # -- flops -----------------------------------------------------------------------------------------------------------

@@ -1,15 +1,22 @@
 """The command line from outside (exit codes, streams, speed) and its parsing from inside."""
 
+import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sharp_demo import doctor
 from sharp_demo.cli import main, method_specs, parse_option
 from sharp_demo.errors import MethodError
+from sharp_demo.pruning.fastv import FastV
 from sharp_demo.records import MethodSpec
+from sharp_demo.settings import Settings
+from tests.video.clips import write_clip, write_sound
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -139,3 +146,226 @@ def test_bad_input_exits_2_with_one_line(arguments: list[str], message: str) -> 
     assert done.returncode == 2
     assert done.stdout == ""
     assert message in one_line(done.stderr)
+
+
+# -- compare -----------------------------------------------------------------------------------------------------------
+
+Compare = Callable[..., int]
+
+
+@pytest.fixture
+def compare(tiny_llava_folder: Path) -> Compare:
+    """`compare` on the tiny checkpoint, four frames and two answer tokens; more arguments come last and win."""
+
+    def run_compare(video: Path | str, *arguments: str) -> int:
+        fixed = ["--model", str(tiny_llava_folder), "--frames", "4", "--max-new-tokens", "2"]
+        return main(["compare", str(video), "What is shown?", *fixed, *arguments])
+
+    return run_compare
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clips") / "h264.mp4", frames=8)
+
+
+def test_compare_runs_four_methods_and_writes_json_and_report(
+    compare: Compare, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out, page = tmp_path / "out.json", tmp_path / "out.html"
+    assert compare(clip, "--json", str(out), "--html", str(page)) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    written = json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert written["request"]["question"] == "What is shown?"
+    assert [result["method"] for result in written["results"]] == ["vanilla", "fastv", "feather", "sharp"]
+    for result in written["results"]:
+        assert result["tokens"]["visual"] == 36
+        assert result["tokens"]["kept"] == (36 if result["method"] == "vanilla" else 7)
+        assert sum(map(len, result["kept"])) == result["tokens"]["kept"]
+        assert result["method"] in printed.out
+        assert result["latency_ms"]["total"] > 0
+    assert "Prefill speed-up" in printed.out
+    assert "What is shown?" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("hevc.mp4", "hevc", {}),
+        ("vp9.webm", "vp9", {}),
+        ("av1.mp4", "av1", {}),
+        ("rotated.mp4", "h264", {"rotation": 90}),
+    ],
+)
+def test_compare_reads_every_codec(
+    compare: Compare, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, codec: str, options: dict
+) -> None:
+    video, out = write_clip(tmp_path / name, codec, frames=6, **options), tmp_path / "out.json"
+    assert compare(video, "--methods", "vanilla,sharp", "--json", str(out)) == 0, capsys.readouterr().err
+    assert len(json.loads(out.read_text())["results"]) == 2
+    shown = capsys.readouterr().out
+    assert codec in shown
+    assert ("120 x 160" if options else "160 x 120") in shown
+
+
+def test_match_flops_gives_sharp_more_tokens_than_fastv(compare: Compare, clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    assert compare(clip, "--methods", "fastv,sharp", "--retention", "0.25", "--match", "flops", "--json", str(out)) == 0
+    fastv, sharp = json.loads(out.read_text())["results"]
+    assert fastv["tokens"]["kept"] == 9 < sharp["tokens"]["kept"]
+    assert sharp["tflops"]["paper"] == pytest.approx(fastv["tflops"]["paper"], rel=0.05)
+
+
+def test_method_options_and_seed_reach_the_methods(compare: Compare, clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    options = ["--set", "sharp.score_layer=first", "--set", "sharp.segm_layers=0", "--seed", "7"]
+    assert compare(clip, "--methods", "sharp,random", *options, "--json", str(out)) == 0
+    sharp, floor = json.loads(out.read_text())["results"]
+    assert (sharp["config"]["score_layer"], sharp["config"]["segm_layers"]) == ("first", [0])
+    assert floor["config"]["seed"] == 7
+
+
+def bad_file(kind: str, folder: Path) -> Path:
+    path = folder / f"{kind}.mp4"
+    if kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("This is not a video.\n" * 50)
+    elif kind == "truncated":
+        data = write_clip(path, frames=12).read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+    elif kind == "audio":
+        write_sound(path)
+    elif kind == "bomb":
+        write_clip(path, frames=[np.zeros((8192, 8192, 3), np.uint8)], size=(8192, 8192))
+    return path
+
+
+BAD_FILES = {
+    "missing": ("no file 'missing.mp4'",),
+    "empty": ("'empty.mp4' is empty", "0 bytes"),
+    "text": ("'text.mp4' is a text file", "MP4, MOV, WebM"),
+    "truncated": ("'truncated.mp4'", "cut off"),
+    "audio": ("'audio.mp4' holds only sound", "video track"),
+    "bomb": ("8192 x 8192", "4096"),
+}
+
+
+def test_bad_files_exit_2_with_distinct_messages(
+    compare: Compare, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    messages = set()
+    for kind, words in BAD_FILES.items():
+        assert compare(bad_file(kind, tmp_path)) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        line = one_line(printed.err)
+        assert all(word in line for word in words), line
+        messages.add(line.replace(kind, ""))
+    assert len(messages) == len(BAD_FILES)
+
+
+def test_a_bad_file_leaves_no_traceback_and_loads_no_model(tmp_path: Path) -> None:
+    done = run("compare", str(bad_file("empty", tmp_path)), "What?", "--model", "no/such-model")
+    assert done.returncode == 2
+    assert "is empty (0 bytes)" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "fastv,gpt"], "no method named 'gpt'; the methods are vanilla"),
+        (["--methods", ""], "no method was named"),
+        (["--retention", "0"], "retention is 0; it must be above 0"),
+        (["--frames", "100000"], "frames is 100000; it must be between 1 and"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["--set", "sharp.lambda=1"], "there is no option 'lambda'; its options are"),
+        (["--set", "sharp.score_layer=last"], "must be one of lookahead, first"),
+        (["--set", "fastv.layer=99"], "prunes before layer 99, but this model has layers 0 to"),
+        (["--model", "no such model"], "unknown model 'no such model'"),
+        (["--json", "/nonexistent/folder/out.json"], "there is no folder /nonexistent/folder"),
+        (["--html", "."], "it is a folder; name a file"),
+    ],
+)
+def test_bad_requests_exit_2_with_one_line(
+    compare: Compare, clip: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    assert compare(clip, *arguments) == 2
+    assert message in one_line(capsys.readouterr().err)
+
+
+def test_an_empty_question_exits_2(clip: Path, tiny_llava_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["compare", str(clip), "  ", "--model", str(tiny_llava_folder)]) == 2
+    assert "question" in one_line(capsys.readouterr().err)
+
+
+def test_a_wrong_setting_exits_2(
+    compare: Compare, clip: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHARP_PORT", "door")
+    assert compare(clip) == 2
+    assert "SHARP_PORT is 'door'" in one_line(capsys.readouterr().err)
+
+
+def test_a_method_that_breaks_exits_1_and_spares_the_others(
+    compare: Compare, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(FastV, "select", broken)
+    out = tmp_path / "out.json"
+    assert compare(clip, "--methods", "fastv,feather", "--json", str(out)) == 1
+    printed = capsys.readouterr()
+    assert "fastv did not run" in printed.err
+    assert "planted" not in printed.out
+    assert [result["method"] for result in json.loads(out.read_text())["results"]] == ["feather"]
+
+
+def test_answers_cannot_drive_the_terminal(
+    compare: Compare, clip: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.decode", lambda *_, **__: "red\x1b[2J[bold]blue")
+    assert compare(clip, "--methods", "vanilla") == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "red [2J[bold]blue" in shown
+
+
+# -- doctor ------------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_on_this_machine(capsys: pytest.CaptureFixture) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    found = {finding["name"]: finding for finding in report["findings"]}
+    assert report["can_run"] is True
+    assert found["torch"]["status"] == "ok"
+    assert "SHARP_MAX_UPLOAD_MB" in found
+    assert {"decord", "av", "cv2", "attention", "tiny-llava-onevision"} <= set(found)
+    assert main(["doctor"]) == 0
+    assert "The app can run here." in capsys.readouterr().out
+
+
+def test_doctor_says_no_when_nothing_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setattr(doctor, "DECODERS", {"no_such_decoder": "none", "av": "PyAV"})
+    findings = {finding.name: finding for finding in doctor.examine(Settings(assets=tmp_path))}
+    assert not doctor.can_run(list(findings.values()))
+    assert findings["no-such-package"].status == "fail"
+    assert findings["no_such_decoder"].status == "warn"
+    assert "No module named" in findings["no_such_decoder"].detail
+
+
+def test_doctor_without_any_model_fails(tmp_path: Path) -> None:
+    findings = {finding.name: finding for finding in doctor.examine(Settings(assets=tmp_path, device="cpu"))}
+    assert findings["default"].status == "fail"
+    assert "SHARP_MODEL" in findings["default"].detail
+
+
+def test_doctor_reports_a_device_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    asked = Settings(device="mps", assets=tmp_path)
+    finding = next(finding for finding in doctor.examine(asked) if finding.topic == "device")
+    assert (finding.status, "mps" in finding.detail) == ("fail", True)

@@ -1,0 +1,120 @@
+"""What this machine has and lacks for the app: plain findings, for the command line and for bug reports."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from sharp_demo.settings import HUB_MODELS, Settings
+
+PACKAGES = ("torch", "transformers", "gradio", "numpy", "plotly", "pydantic-settings", "safetensors", "accelerate")
+# PyAV also reads the headers of every file, so it is the one decoder that cannot be missed.
+DECODERS = {"decord": "decord, first choice", "av": "PyAV, headers and second choice", "cv2": "OpenCV, last choice"}
+MIN_FREE_GB = 1.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. `fail`: the app cannot run; `warn`: it runs with less."""
+
+    topic: str
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    detail: str
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Return the findings in reading order; nothing is downloaded and no model is loaded."""
+    versions = list(_versions())
+    # What is missing would only fail again, less clearly, when it is imported.
+    complete = can_run(versions)
+    models = [*_placement(settings), *_models(settings)] if complete else []
+    return [*versions, *models, *_decoders(), *_disk(), *_limits(settings)]
+
+
+def can_run(findings: list[Finding]) -> bool:
+    return all(finding.status != "fail" for finding in findings)
+
+
+def _versions() -> Iterator[Finding]:
+    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    yield Finding(
+        "versions",
+        "python",
+        "ok" if supported else "fail",
+        platform.python_version() + ("" if supported else "; 3.11 to 3.13 is supported"),
+    )
+    for package in PACKAGES:
+        try:
+            yield Finding("versions", package, "ok", importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("versions", package, "fail", "not installed: pip install -r requirements.txt")
+
+
+def _placement(settings: Settings) -> Iterator[Finding]:
+    from sharp_demo.backbones.load import choose_placement
+    from sharp_demo.errors import ModelError
+
+    try:
+        placement = choose_placement(settings)
+    except ModelError as error:
+        yield Finding("device", "device", "fail", str(error))
+        return
+    dtype = str(placement.dtype).removeprefix("torch.")
+    yield Finding("device", "device", "ok", f"{placement.device}, {dtype} ({placement.device_reason})")
+    yield Finding("device", "attention", "ok", f"{placement.attention} ({placement.attention_reason})")
+
+
+def _decoders() -> Iterator[Finding]:
+    for module, role in DECODERS.items():
+        # In a child: these libraries bring their own FFmpegs, which must not meet in one process.
+        child = subprocess.run(
+            [sys.executable, "-c", f"import {module}; print({module}.__version__)"], capture_output=True, text=True
+        )
+        if child.returncode == 0:
+            yield Finding("decoders", module, "ok", f"{child.stdout.strip()} ({role})")
+            continue
+        reason = (child.stderr.strip().splitlines() or ["it ended without a message"])[-1]
+        yield Finding("decoders", module, "fail" if module == "av" else "warn", f"not usable: {reason} ({role})")
+
+
+def _models(settings: Settings) -> Iterator[Finding]:
+    from sharp_demo.backbones.load import default_model, is_available
+    from sharp_demo.errors import ModelError
+
+    for name in dict.fromkeys([*([settings.model] if settings.model else []), *settings.embedded]):
+        here = is_available(name, settings)
+        # A configured model that is not here may still be downloaded when it is first used.
+        missing: Literal["warn", "fail"] = "warn" if name == settings.model else "fail"
+        yield Finding("models", name, "ok" if here else missing, "found" if here else "not found or incomplete")
+    for name in HUB_MODELS:
+        cached = is_available(name, settings)
+        yield Finding("models", name, "ok", "in the hub cache" if cached else "not cached; downloaded when chosen")
+    try:
+        yield Finding("models", "default", "ok", default_model(settings))
+    except ModelError as error:
+        yield Finding("models", "default", "fail", str(error))
+
+
+def _disk() -> Iterator[Finding]:
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free / 1e9
+    yield Finding(
+        "disk",
+        "free",
+        "ok" if free >= MIN_FREE_GB else "warn",
+        f"{free:.1f} GB in {folder}, where uploads and decoded frames go",
+    )
+    yield Finding("disk", "not needed", "ok", "ffmpeg and nvcc: the wheels bring their own libraries")
+
+
+def _limits(settings: Settings) -> Iterator[Finding]:
+    for name, value in settings.model_dump().items():
+        yield Finding("settings", f"SHARP_{name.upper()}", "ok", "" if value is None else str(value))
