@@ -89,6 +89,14 @@ def pixel_goldens() -> list[dict[str, Any]]:
     return goldens
 
 
+def official_dicts() -> list[dict[str, Any]]:
+    """What `VideoPreprocessor.from_official` reads off each official object."""
+    return [
+        {"family": family, "preprocessor": values, "to_dict": json.loads(CLASSES[family](**values).to_json_string())}
+        for family, values, _ in CONFIGS.values()
+    ]
+
+
 def prompt_goldens() -> list[dict[str, Any]]:
     goldens = []
     with tempfile.TemporaryDirectory() as folder:
@@ -111,10 +119,15 @@ def prompt_goldens() -> list[dict[str, Any]]:
 
 def main() -> None:
     versions = {module.__name__: module.__version__ for module in (torch, torchvision, transformers)}
-    goldens = {"made_with": versions, "pixels": pixel_goldens(), "prompts": prompt_goldens()}
+    goldens = {
+        "made_with": versions,
+        "pixels": pixel_goldens(),
+        "prompts": prompt_goldens(),
+        "official": official_dicts(),
+    }
     target = ROOT / "tests" / "data" / "processor_goldens.json"
     lines = [f'"made_with": {json.dumps(versions)}']
-    for key in ("pixels", "prompts"):
+    for key in ("pixels", "prompts", "official"):
         lines.append(f'"{key}": [\n' + ",\n".join(json.dumps(golden) for golden in goldens[key]) + "\n]")
     target.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 

@@ -36,7 +36,7 @@ def encode_video(model: Any, pixels: Mapping[str, Tensor], chunk_frames: int = C
 
     Frames (LLaVA-OneVision) and temporal patches (Qwen2-VL) do not attend to each other, so chunks change nothing
     but the shape of the matrix products: a video of at most `chunk_frames` frames is bit-identical to the model's
-    own pass, a longer one within rounding.
+    own pass, a longer one within rounding (measured on CPU in float32 and bfloat16, 32 frames: no difference).
     """
     family = family_of(model.config)
     values = pixels["pixel_values_videos"].to(model.device, model.dtype)

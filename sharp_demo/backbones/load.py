@@ -18,6 +18,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from transformers.utils import is_flash_attn_2_available
 
 from sharp_demo.backbones.families import family_of, family_of_type
+from sharp_demo.backbones.files import one_line, read_json
 from sharp_demo.backbones.processor import Processor
 from sharp_demo.backbones.tiny import CARD
 from sharp_demo.errors import ModelError
@@ -67,7 +68,7 @@ def load(name: str, settings: Settings) -> Backbone:
     placement = choose_placement(settings)
     folder = find_folder(name, settings)
     check_weights(folder)
-    card = _read(folder / CARD) if (folder / CARD).is_file() else {}
+    card = read_json(folder / CARD)
     processor = Processor.from_pretrained(
         folder, max_question_chars=settings.max_question_chars, max_visual_tokens=settings.max_visual_tokens
     )
@@ -146,10 +147,10 @@ def check_weights(folder: Path) -> None:
     """
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is not a checkpoint folder: it has no config.json")
-    family_of_type(_read(folder / "config.json").get("model_type"))
+    family_of_type(read_json(folder / "config.json").get("model_type"))
     shards = {WEIGHTS}
     if (folder / INDEX).is_file():
-        shards = set(map(str, _read(folder / INDEX).get("weight_map", {}).values()))
+        shards = set(map(str, read_json(folder / INDEX).get("weight_map", {}).values()))
     elif not (folder / WEIGHTS).is_file():
         raise ModelError(f"{folder} has no safetensors weights ({WEIGHTS} or {INDEX}); other formats are not loaded")
     missing = sorted(shard for shard in shards if not (folder / shard).is_file())
@@ -204,9 +205,8 @@ def _download(name: str) -> Path:
     except RepositoryNotFoundError:
         raise ModelError(f"the hub has no model {name}, or it is private and you are not logged in") from None
     except Exception as error:  # sockets, HTTP, disk, transfer library: to the person it is one thing
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{name} is not in the local hub cache and cannot be downloaded ({reason}); "
+            f"{name} is not in the local hub cache and cannot be downloaded ({one_line(error)}); "
             "use an embedded model, or try again online"
         ) from error
 
@@ -217,16 +217,6 @@ def _hub_has(name: str) -> bool:
     except Exception:  # any network trouble means the same here: the embedded model it is
         return False
     return True
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except ValueError:
-        raise ModelError(f"{path} is not valid JSON; download it again") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{path} does not hold a JSON object")
-    return values
 
 
 # --- placement
@@ -313,8 +303,7 @@ def _load_model(folder: Path, config: Any, placement: Placement) -> Any:
             f"{folder} does not fit into the memory of {placement.device}; choose a smaller model"
         ) from None
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{folder} cannot be loaded: {reason}") from error
+        raise ModelError(f"{folder} cannot be loaded: {one_line(error)}") from error
     lost = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if lost:
         raise ModelError(

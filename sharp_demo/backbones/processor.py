@@ -6,7 +6,6 @@ bit for bit; `Processor` adds the chat template, in which the question is data a
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from sharp_demo.backbones.families import FAMILIES, Family, family_of, family_of_type
+from sharp_demo.backbones.files import one_line, read_json
 from sharp_demo.backbones.layout import visual_layout
 from sharp_demo.backbones.positions import released_positions
 from sharp_demo.errors import ModelError, QuestionError
@@ -91,9 +91,9 @@ class VideoPreprocessor:
         preprocessor_config.json; class defaults for missing keys. Raises `ModelError` when there is no such file.
         """
         folder = Path(folder)
-        values = _read_json(folder / "processor_config.json").get("video_processor")
+        values = read_json(folder / "processor_config.json").get("video_processor")
         for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
-            values = values or _read_json(folder / name)
+            values = values or read_json(folder / name)
         if not values:
             raise ModelError(f"{folder} has no preprocessor_config.json or video_preprocessor_config.json")
         return cls.from_values(_family_of_folder(folder).name, values, tokens_per_frame)
@@ -258,7 +258,7 @@ class Processor:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(
-                f"{folder}: the {family.name} config or tokenizer cannot be read: {_line(error)}"
+                f"{folder}: the {family.name} config or tokenizer cannot be read: {one_line(error)}"
             ) from None
         video = VideoPreprocessor.from_pretrained(folder, tokens_per_frame)
         template = _chat_template(folder, tokenizer)
@@ -358,12 +358,12 @@ def clean_question(question: str, limit: int = 500) -> str:
 def _family_of_folder(folder: Path) -> Family:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is not a checkpoint folder: it has no config.json")
-    return family_of_type(_read_json(folder / "config.json").get("model_type"))
+    return family_of_type(read_json(folder / "config.json").get("model_type"))
 
 
 def _chat_template(folder: Path, tokenizer: Any) -> str:
     # transformers' precedence: the processor's files, then the tokenizer's own template.
-    legacy = _read_json(folder / "chat_template.json").get("chat_template")
+    legacy = read_json(folder / "chat_template.json").get("chat_template")
     raw = folder / "chat_template.jinja"
     template = legacy or (raw.read_text("utf-8") if raw.is_file() else tokenizer.chat_template)
     if not isinstance(template, str):
@@ -371,19 +371,3 @@ def _chat_template(folder: Path, tokenizer: Any) -> str:
             f"{folder} has no chat template (chat_template.json, chat_template.jinja or tokenizer_config.json)"
         )
     return template
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON: {_line(error)}") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{path} does not hold a JSON object")
-    return values
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

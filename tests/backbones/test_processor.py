@@ -5,6 +5,7 @@ import json
 import platform
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,19 +197,16 @@ def test_preprocessor_files_in_transformers_order(tmp_path: Path) -> None:
         assert VideoPreprocessor.from_pretrained(tmp_path).image_mean == (number / 10,) * 3
 
 
-def test_from_official_reads_the_same_numbers() -> None:
-    values = {"image_mean": [0.1, 0.2, 0.3], "size": {"shortest_edge": 3136, "longest_edge": 151200}}
+@pytest.mark.parametrize("golden", GOLDENS["official"], ids=lambda golden: str(sorted(golden["preprocessor"]))[:40])
+def test_from_official_reads_the_same_numbers(golden: dict) -> None:
+    name = golden["to_dict"]["video_processor_type"]
+    official = type(name, (), {"to_dict": lambda self: golden["to_dict"]})()
+    expected = VideoPreprocessor.from_values(golden["family"], golden["preprocessor"])
+    assert VideoPreprocessor.from_official(official) == expected
+    assert VideoPreprocessor.from_official(SimpleNamespace(video_processor=official)) == expected
 
-    class Qwen2VLVideoProcessor:
-        def to_dict(self) -> dict:
-            return values
 
-    class Official:
-        video_processor = Qwen2VLVideoProcessor()
-
-    expected = VideoPreprocessor.from_values("qwen2-vl", values)
-    assert VideoPreprocessor.from_official(Official()) == expected
-    assert VideoPreprocessor.from_official(Qwen2VLVideoProcessor()) == expected
+def test_from_official_refuses_other_processors() -> None:
     with pytest.raises(ModelError, match="dict is not a supported video processor"):
         VideoPreprocessor.from_official({})
 
