@@ -42,15 +42,16 @@ class Method:
     def __post_init__(self) -> None:
         if not 0 < self.retention <= 1:
             raise MethodError(f"{self.name}: retention is {self.retention:g}; it must be above 0 and at most 1.")
-        for knob_ in fields(self):
-            value, meta = getattr(self, knob_.name), knob_.metadata
-            if meta["choices"] and value not in meta["choices"]:
-                options = ", ".join(map(str, meta["choices"]))
-                raise MethodError(f"{self.name}: {knob_.name} is {value!r}; it must be one of {options}.")
-            if meta["low"] is not None and value < meta["low"]:
-                raise MethodError(f"{self.name}: {knob_.name} is {value:g}; it must be at least {meta['low']:g}.")
-            if meta["high"] is not None and value > meta["high"]:
-                raise MethodError(f"{self.name}: {knob_.name} is {value:g}; it must be at most {meta['high']:g}.")
+        for option in fields(self):
+            value = getattr(self, option.name)
+            choices, low, high = (option.metadata.get(key) for key in ("choices", "low", "high"))
+            if choices and value not in choices:
+                options = ", ".join(map(str, choices))
+                raise MethodError(f"{self.name}: {option.name} is {value!r}; it must be one of {options}.")
+            if low is not None and value < low:
+                raise MethodError(f"{self.name}: {option.name} is {value:g}; it must be at least {low:g}.")
+            if high is not None and value > high:
+                raise MethodError(f"{self.name}: {option.name} is {value:g}; it must be at most {high:g}.")
 
     def __call__(
         self, model: nn.Module, processor: Any | None = None, bias_cache: Any | None = None

@@ -22,6 +22,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from sharp_demo.backbones.layout import VisualLayout, visual_layout
+from sharp_demo.backbones.positions import grid_from_positions
 from sharp_demo.errors import ModelError, UnsupportedError
 from sharp_demo.pruning.attention import Rotary, last_query_logits, project_keys
 from sharp_demo.pruning.stopwatch import Stopwatch
@@ -356,19 +357,21 @@ class _Runtime:
         if ids.shape[1] == 1 or not bool((ids == self.config.video_token_id).any()):
             return
         cache = kwargs.get("past_key_values")
-        first = ids[0].cpu()
+        first, positions = ids[0].cpu(), kwargs.get("position_ids")
+        grid = kwargs.get("video_grid_thw")
+        if grid is None and positions is not None and positions.ndim == 3:
+            grid = grid_from_positions(self.config, first, positions)
         if not self.run.method.active:
             # Vanilla runs whatever the model runs; only a single video can be laid out.
             with suppress(ModelError):
-                self._layout = visual_layout(self.config, first, kwargs.get("video_grid_thw"))
+                self._layout = visual_layout(self.config, first, grid)
             return
         if cache is not None and cache.get_seq_length() > 0:
             raise UnsupportedError("Pruning handles one video, in the first turn; this is a later one or a part of it.")
         if bool((ids != ids[:1]).any()):
             raise UnsupportedError("Pruning needs the same prompt in every row of the batch (beams, samples).")
-        self._layout = visual_layout(self.config, first, kwargs.get("video_grid_thw"))
+        self._layout = visual_layout(self.config, first, grid)
         self.tools.prompt_ids = tuple(first.tolist())
-        positions = kwargs.get("position_ids")
         self.tools.positions = None if positions is None else positions.cpu()
 
     def forward(
