@@ -1,0 +1,131 @@
+"""Write the parts of the documentation that repeat the code: python docs/generate.py [--check].
+
+Method table (README.md), options of every method (docs/methods.md), command-line help (docs/cli.md) and settings
+(docs/settings.md). With --check nothing is written; a difference is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import typer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from sharp_demo.cli import app  # noqa: E402
+from sharp_demo.pruning.method import Method  # noqa: E402
+from sharp_demo.pruning.registry import METHODS  # noqa: E402
+from sharp_demo.settings import Settings  # noqa: E402
+
+
+def method_table() -> str:
+    """One row per method: name, what it scores and where it drops, whether the question matters."""
+    rows = ["| method | name | what it does | sees the question |", "|---|---|---|---|"]
+    for method in METHODS:
+        title = f"[{method.title}]({method.paper})" if method.paper else method.title
+        rows.append(f"| {title} | `{method.name}` | {method.summary} | {'yes' if method.question_aware else 'no'} |")
+    return "\n".join(rows)
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{','.join(map(str, value))}`" if isinstance(value, tuple) else f"`{value}`"
+
+
+def option_tables() -> str:
+    """One table per method that has options of its own."""
+    parts = [
+        f"Common to all: `retention` (default `{Method.retention:g}`), the share of visual tokens to keep, in (0, 1]."
+    ]
+    for method in METHODS:
+        options = [option for option in fields(method) if option.name != "retention"]
+        if not options:
+            continue
+        rows = [f"### {method.title}", "", "| option | default | meaning |", "|---|---|---|"]
+        for option in options:
+            choices = option.metadata.get("choices") or ()
+            meaning = option.metadata.get("help", "") + (f" ({', '.join(map(str, choices))})" if choices else "")
+            rows.append(f"| `{option.name}` | {_literal(option.default)} | {meaning} |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def settings_page() -> str:
+    """Every environment variable of a deployment."""
+    rows = []
+    for name, knob in Settings.model_fields.items():
+        default = "" if knob.default is None else knob.default
+        shown = "`assets/` of the project" if name == "assets" else f"`{default}`" if default != "" else ""
+        rows.append(f"| `SHARP_{name.upper()}` | {shown} | {knob.description or name.replace('_', ' ')} |")
+    return "\n".join(
+        [
+            "# Settings",
+            "",
+            "Environment variables, read by `app.py` and by the command line; `python -m sharp_demo doctor` prints the",
+            "values in force. The Hugging Face libraries read their own variables (`HF_HOME`, `HF_HUB_OFFLINE`, ...).",
+            "",
+            "| variable | default | meaning |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def cli_page() -> str:
+    """Arguments and options of every command."""
+    parts = ["# Command line", "", "Exit codes: 0 done, 2 bad input (one line on stderr), 1 our fault."]
+    for name, command in sorted(typer.main.get_command(app).commands.items()):
+        parts += ["", f"## python -m sharp_demo {name}", "", command.help, "", "| argument | default | meaning |"]
+        parts += ["|---|---|---|"]
+        for parameter in command.params:
+            if parameter.param_type_name == "argument":
+                parts.append(f"| {parameter.name.upper()} | | {parameter.help} |")
+            elif parameter.name != "help":
+                default = parameter.default
+                shown = "" if default is None or default is False else f"`{getattr(default, 'value', default)}`"
+                parts.append(f"| `{parameter.opts[0]}` | {shown} | {parameter.help} |")
+    return "\n".join([*parts, ""])
+
+
+def with_block(text: str, name: str, content: str) -> str:
+    """Return `text` with the marked block replaced. Raises ValueError when the markers are not there."""
+    pattern = re.compile(rf"(<!-- generated:{name} -->\n).*?(<!-- /generated:{name} -->)", re.DOTALL)
+    replaced, count = pattern.subn(lambda found: f"{found[1]}{content}\n{found[2]}", text)
+    if count != 1:
+        raise ValueError(f"expected one block {name!r}, found {count}")
+    return replaced
+
+
+def pages() -> dict[Path, str]:
+    """What every generated or partly generated page should hold."""
+    readme, methods = ROOT / "README.md", ROOT / "docs/methods.md"
+    return {
+        readme: with_block(readme.read_text("utf-8"), "methods", method_table()),
+        methods: with_block(methods.read_text("utf-8"), "options", option_tables()),
+        ROOT / "docs/cli.md": cli_page(),
+        ROOT / "docs/settings.md": settings_page(),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 on a difference")
+    check = parser.parse_args().check
+    stale = {path: text for path, text in pages().items() if not path.is_file() or path.read_text("utf-8") != text}
+    for path, text in stale.items():
+        if check:
+            print(f"{path.relative_to(ROOT)} is out of date: run make docs", file=sys.stderr)
+        else:
+            path.write_text(text, "utf-8")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Documentation that repeats the code is generated from it; what it promises runs."""
+
+import importlib.util
+import re
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from sharp_demo.pruning.registry import METHODS, make_method
+from sharp_demo.pruning.schedule import method_schedule
+from sharp_demo.pruning.sharp import ShaRP
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_up_to_date(generate: ModuleType) -> None:
+    for path, text in generate.pages().items():
+        assert path.read_text() == text, f"{path.name} is out of date: run make docs"
+
+
+def test_generator_refuses_a_page_without_its_block(generate: ModuleType) -> None:
+    with pytest.raises(ValueError, match="found 0"):
+        generate.with_block("no markers here", "methods", "x")
+
+
+def test_space_front_matter() -> None:
+    _, front, _ = README.split("---\n", 2)
+    card = yaml.safe_load(front)
+    assert card["sdk"] == "gradio"
+    assert re.fullmatch(r"6\.\d+\.\d+", card["sdk_version"])
+    assert (ROOT / card["app_file"]).is_file()
+    assert card["license"] == "apache-2.0"
+    assert card["python_version"] == "3.12"
+    assert len(card["short_description"]) <= 60
+    colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {card["colorFrom"], card["colorTo"]} <= colors
+
+
+def test_local_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_sharp_page_answers_forty_questions_and_names_every_option() -> None:
+    page = (ROOT / "docs/sharp.md").read_text()
+    assert sorted(map(int, re.findall(r"^\| (\d+) \|", page, re.MULTILINE))) == list(range(1, 41))
+    for option in fields(ShaRP):
+        assert f"`{option.name}`" in page or option.name == "retention", option.name
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_methods_page_has_a_section_or_a_line_for_every_method(method: type) -> None:
+    text = (ROOT / "docs/methods.md").read_text()
+    assert re.search(rf"^## .*{method.title}", text, re.MULTILINE | re.IGNORECASE)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("retention", [0.1, 0.3, 1.0])
+def test_torch_free_schedules_agree_with_the_methods(method: type, retention: float) -> None:
+    cases = [{}, {"paper_mode": True}] if method.name == "feather" else [{}]
+    if any(option.name == "layer" for option in fields(method)):
+        cases.append({"layer": 3})
+    for options in cases:
+        made = make_method(method.name, retention, options).schedule(28, 6272)
+        assert list(method_schedule(method.name, retention, 6272, 28, options)) == list(made)
+
+
+def test_readme_library_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    exec(compile(example, "README.md", "exec"), {})
+    assert capsys.readouterr().out.split()[0].isdigit()
