@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
@@ -45,6 +46,8 @@ class Method:
         for option in fields(self):
             value = getattr(self, option.name)
             choices, low, high = (option.metadata.get(key) for key in ("choices", "low", "high"))
+            if isinstance(value, float) and not math.isfinite(value):
+                raise MethodError(f"{self.name}: {option.name} is {value}; it must be a finite number.")
             if choices and value not in choices:
                 options = ", ".join(map(str, choices))
                 raise MethodError(f"{self.name}: {option.name} is {value!r}; it must be one of {options}.")

@@ -170,6 +170,7 @@ def refine(
         onward = target[target.clamp(min=0)]
         merged_into = torch.where((target >= 0) & (onward >= 0), onward, target)
         merged_into[kept] = -1
+        merged_into[draft.role[merged_into.clamp(min=0)] < 0] = -1  # what it was averaged into is gone itself
         return Selection(kept, draft.role[kept], draft.hidden[kept], merged_into)
 
 
