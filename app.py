@@ -12,6 +12,7 @@ from sharp_demo.ui.page import build_ui, launch_options
 def main() -> None:
     """Build engine and page, and serve until interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = Settings()
     build_ui(Engine(settings), settings).launch(**launch_options(settings))
 

@@ -179,8 +179,7 @@ class Board:
     def _note(self, column: Column) -> str:
         parts = [column.settings]
         if self.model is not None:
-            parts += [] if self.model.trained else [strings.UNTRAINED]
-            parts.append(self.model.note)
+            parts.append(self.model.note or ("" if self.model.trained else strings.UNTRAINED))
         if column.result is not None:
             parts += column.result.notes
         return " ".join(dict.fromkeys(part for part in parts if part))

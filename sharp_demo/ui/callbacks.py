@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,9 @@ class Callbacks:
         """Yield the engine's events, text thinned out; the wall clock ends the run like Stop does."""
         deadline = time.monotonic() + self.settings.run_timeout_s
         shown = 0.0
-        with closing(self.engine.stream(request, run_id)) as stream:
+        # Closed with this generator: a page that went away ends its run at the next token.
+        stream = self.engine.stream(request, run_id)
+        try:
             for event in stream:
                 late = time.monotonic() > deadline
                 if late:
@@ -126,6 +127,8 @@ class Callbacks:
                 yield event
                 if late and isinstance(event, Done) and board is not None:
                     board.stop(strings.timed_out(self.settings.run_timeout_s))
+        finally:
+            stream.close()  # type: ignore[attr-defined]
 
     def stop(self, caller: gr.Request) -> Any:
         """Ask this page's own run to stop; the run goes on to its labelled end."""

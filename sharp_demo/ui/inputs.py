@@ -40,17 +40,18 @@ def load_examples(settings: Settings) -> list[Example]:
     return [example for example in examples if example.video.is_file()]
 
 
-class ClipInput(gr.Video):
-    """Video upload that passes the file on untouched and never fetches an address."""
+def clip_input(**kwargs: Any) -> gr.Video:
+    """Return a video upload that passes the file on untouched, without ffmpeg, and never fetches an address."""
+    video = gr.Video(format=None, include_audio=True, **kwargs)
+    take_local = video.async_move_resource_to_block_cache
 
-    def get_block_name(self) -> str:
-        return "video"
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
-        if url_or_file_path is not None and str(url_or_file_path).lower().startswith(("http:", "https:", "//")):
+    async def refuse_addresses(path: str | Path | None) -> str | None:
+        if path is not None and str(path).lower().startswith(("http:", "https:", "//")):
             raise Error(strings.NO_URL, print_exception=False)
-        path: str | None = await super().async_move_resource_to_block_cache(url_or_file_path)
-        return path
+        return await take_local(path)
+
+    video.async_move_resource_to_block_cache = refuse_addresses
+    return video
 
 
 def check_video(path: str | None, allowed: Sequence[Path]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.data_classes import FileData
 from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 
 from sharp_demo.engine import Engine
 from sharp_demo.pruning.registry import list_methods, method_class
@@ -16,9 +17,10 @@ from sharp_demo.ui import strings
 from sharp_demo.ui.board import Board
 from sharp_demo.ui.callbacks import CHARTS, Callbacks
 from sharp_demo.ui.controls import advanced_controls
-from sharp_demo.ui.inputs import ClipInput, Example, load_examples
+from sharp_demo.ui.inputs import Example, clip_input, load_examples
+from sharp_demo.ui.server import SameOrigin
 from sharp_demo.ui.theme import CSS, make_theme
-from sharp_demo.ui.tokens import ExampleRow, PlainText, TokenColumns
+from sharp_demo.ui.tokens import example_row, plain_text, token_columns
 
 DEFAULT_METHODS = ("vanilla", "fastv", "feather", "sharp")
 FRAME_CHOICES = (4, 8, 16, 24, 32, 48, 64)
@@ -40,7 +42,7 @@ def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
             with gr.Column(scale=1, min_width=300, elem_id="inputs"):
                 video, clip_line, inputs, run, stop, leave = _inputs(engine, settings)
             with gr.Column(scale=4, min_width=300):
-                board = TokenColumns(Board().value(), elem_id="columns")
+                board = token_columns(Board().value(), elem_id="columns")
                 outputs = _results()
         gr.Markdown(strings.ABOUT)
         _wire(callbacks, examples, row, video, clip_line, inputs, (run, stop, leave), board, outputs)
@@ -61,14 +63,15 @@ def launch_options(settings: Settings) -> dict[str, Any]:
         "enable_monitoring": False,
         "show_error": False,
         "strict_cors": True,
+        "app_kwargs": {"middleware": [Middleware(SameOrigin)]},
         "ssr_mode": False,
         "share": False,
         "allowed_paths": [],
-        "max_file_size": f"{settings.max_upload_mb:g}mb",
+        "max_file_size": int(settings.max_upload_mb * 1e6),
     }
 
 
-def _example_row(examples: list[Example]) -> ExampleRow:
+def _example_row(examples: list[Example]) -> gr.HTML:
     values = [
         {
             "video": FileData(path=str(example.video), orig_name=example.video.name).model_dump(),
@@ -77,19 +80,17 @@ def _example_row(examples: list[Example]) -> ExampleRow:
         }
         for example in examples
     ]
-    return ExampleRow(values, elem_id="examples", visible=bool(examples))
+    return example_row(values, elem_id="examples", visible=bool(examples))
 
 
 def _inputs(engine: Engine, settings: Settings) -> tuple[Any, ...]:
-    video = ClipInput(
+    video = clip_input(
         label=strings.VIDEO,
         sources=["upload", "webcam"] if settings.webcam else ["upload"],
-        format=None,
-        include_audio=True,
         height=240,
         elem_id="clip",
     )
-    clip_line = PlainText(strings.limits(settings))
+    clip_line = plain_text(strings.limits(settings), elem_id="clip-line")
     question = gr.Textbox(
         label=strings.QUESTION,
         placeholder=strings.QUESTION_PLACEHOLDER,
@@ -156,12 +157,12 @@ def _results() -> dict[str, Any]:
 def _wire(
     callbacks: Callbacks,
     examples: list[Example],
-    row: ExampleRow,
-    video: ClipInput,
-    clip_line: PlainText,
+    row: gr.HTML,
+    video: gr.Video,
+    clip_line: gr.HTML,
     inputs: list[Any],
     buttons: tuple[gr.Button, gr.Button, gr.Button],
-    board: TokenColumns,
+    board: gr.HTML,
     outputs: dict[str, Any],
 ) -> None:
     run, stop, leave = buttons
@@ -201,7 +202,7 @@ def _api(callbacks: Callbacks, engine: Engine, settings: Settings) -> None:
     """Add the endpoint `compare` with components of its own, so that the page may change without breaking clients."""
     with gr.Column(visible=False):
         inputs = [
-            ClipInput(label="video", sources=["upload"], format=None, include_audio=True),
+            clip_input(label="video", sources=["upload"]),
             gr.Textbox(label="question", max_length=settings.max_question_chars),
             gr.CheckboxGroup(list_methods(), value=list(DEFAULT_METHODS), label="methods"),
             gr.Number(0.2, label="retention"),

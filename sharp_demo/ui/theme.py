@@ -11,12 +11,18 @@ CSS = """
 .gradio-container { padding: 12px !important; }
 #title h1 { margin: 0 0 2px; font-size: 26px; }
 #title p { margin: 0; max-width: 76ch; color: var(--body-text-color-subdued); }
-#inputs { max-width: 380px; }
+#inputs { max-width: 330px; }
 #clip video { max-height: 240px; }
 #methods .wrap { gap: 4px 10px; }
+#columns, #examples { padding: 0; }
+#json-file, #report-file { display: none; }
+@media (max-width: 600px) {
+  .gradio-container main { padding: 4px !important; }
+  #title h1 { font-size: 22px; }
+}
 @media (max-width: 900px) {
-  #main { flex-direction: column; }
-  #inputs { max-width: none; }
+  #main { flex-direction: column; align-items: stretch; }
+  #main > .column { width: 100%; max-width: 100%; min-width: 0 !important; flex: none; }
 }
 """
 
@@ -24,6 +30,10 @@ CSS = """
 def make_theme() -> gr.themes.Base:
     """Return the theme of the page, light and dark."""
     return gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=MONO).set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
         button_primary_background_fill="#2563c9",
         button_primary_background_fill_hover="#1d52ab",
         button_primary_background_fill_dark="#2563c9",

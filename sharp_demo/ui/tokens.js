@@ -408,6 +408,9 @@ function render() {
     view.cards.clear();
     $(".sd-cards").replaceChildren();
     play(false);
+    // On a phone the columns are below the inputs: bring them into view when a run begins.
+    if (value.phase === "waiting" && element.getBoundingClientRect().top > window.innerHeight * 0.8)
+      element.scrollIntoView({ behavior: "smooth", block: "start" });
   }
   for (const column of value.columns) {
     if (!view.cards.has(column.label)) {

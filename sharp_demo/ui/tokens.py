@@ -1,7 +1,8 @@
 """Custom components. Their templates are static: data goes in as `value` and is written with textContent.
 
 Gradio expands `${...}` and `{{...}}` inside a template *after* filling it in, so a question or an answer in a
-template would run as code in the visitor's browser.
+template would run as code in the visitor's browser. These are functions and not subclasses of `gr.HTML` because
+Gradio writes a .pyi file beside the source of every component class.
 """
 
 from __future__ import annotations
@@ -14,60 +15,36 @@ import gradio as gr
 HERE = Path(__file__).parent
 
 
-class StaticHTML(gr.HTML):
-    """A `gr.HTML` whose markup never depends on its value."""
-
-    def __init__(self, value: Any = None, *, markup: str, script: str, css: str = "", **kwargs: Any) -> None:
-        super().__init__(
-            value,
-            html_template=markup,
-            js_on_load=script,
-            css_template=css,
-            apply_default_css=False,
-            **kwargs,
-        )
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object", "description": "internal"}
+def static_html(value: Any, *, markup: str, script: str, css: str = "", **kwargs: Any) -> gr.HTML:
+    """Return a `gr.HTML` whose markup never depends on its value."""
+    return gr.HTML(value, html_template=markup, js_on_load=script, css_template=css, apply_default_css=False, **kwargs)
 
 
-class TokenColumns(StaticHTML):
+def token_columns(value: Any = None, **kwargs: Any) -> gr.HTML:
     """One card per method, the kept-token view over the frames, and the filmstrip; value: `Board.value()`."""
-
-    def __init__(self, value: Any = None, **kwargs: Any) -> None:
-        super().__init__(
-            value,
-            markup=(HERE / "tokens.html").read_text("utf-8"),
-            script=(HERE / "tokens.js").read_text("utf-8"),
-            css=(HERE / "tokens.css").read_text("utf-8"),
-            **kwargs,
-        )
-
-
-class PlainText(StaticHTML):
-    """One line of text that is never read as markup."""
-
-    SCRIPT = (
-        "const draw = () => element.querySelector('p').textContent = props.value || ''; watch('value', draw); draw();"
+    return static_html(
+        value,
+        markup=(HERE / "tokens.html").read_text("utf-8"),
+        script=(HERE / "tokens.js").read_text("utf-8"),
+        css=(HERE / "tokens.css").read_text("utf-8"),
+        **kwargs,
     )
 
-    def __init__(self, value: str = "", **kwargs: Any) -> None:
-        super().__init__(
-            value,
-            markup="<p></p>",
-            script=self.SCRIPT,
-            css="p { margin: 0; font-size: 13px; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }",
-            **kwargs,
-        )
+
+PLAIN_SCRIPT = """
+const draw = () => element.querySelector("p").textContent = props.value || "";
+watch("value", draw);
+draw();
+"""
+PLAIN_CSS = "p { margin: 0; font-size: 13px; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }"
 
 
-class ExampleRow(StaticHTML):
-    """Example clips with their questions as buttons; value: [{"video": FileData, "question", "note"}].
+def plain_text(value: str = "", **kwargs: Any) -> gr.HTML:
+    """One line of text that is never read as markup."""
+    return static_html(value, markup="<p></p>", script=PLAIN_SCRIPT, css=PLAIN_CSS, **kwargs)
 
-    Fires `select` with `index`.
-    """
 
-    SCRIPT = """
+EXAMPLE_SCRIPT = """
 const row = element.querySelector("div");
 function draw() {
   row.replaceChildren();
@@ -98,11 +75,16 @@ function draw() {
 watch("value", draw);
 draw();
 """
-    CSS = """
+EXAMPLE_CSS = """
 div { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(250px, 100%), 1fr)); gap: 10px; }
 button { display: flex; gap: 10px; align-items: center; text-align: left; padding: 6px; cursor: pointer; min-width: 0;
   border: 1px solid var(--border-color-primary); border-radius: 8px; background: var(--block-background-fill);
   color: var(--body-text-color); font: inherit; }
+@media (max-width: 600px) {
+  div { grid-template-columns: none; grid-auto-flow: column; grid-auto-columns: 240px; overflow-x: auto;
+    scroll-snap-type: x proximity; padding-bottom: 6px; }
+  button { scroll-snap-align: start; }
+}
 button:hover, button[aria-pressed="true"] { border-color: #3d7ff0; box-shadow: inset 0 0 0 1px #3d7ff0; }
 button:focus-visible { outline: 3px solid #3d7ff0; outline-offset: 2px; }
 video { width: 84px; height: 63px; object-fit: cover; border-radius: 5px; background: #20242b; flex: none; }
@@ -111,7 +93,11 @@ strong { font-size: 14px; line-height: 1.3; }
 small { font-size: 12px; line-height: 1.3; color: var(--body-text-color-subdued); }
 """
 
-    def __init__(self, value: Any = None, **kwargs: Any) -> None:
-        super().__init__(
-            value, markup='<div role="group" aria-label="Examples"></div>', script=self.SCRIPT, css=self.CSS, **kwargs
-        )
+
+def example_row(value: Any = None, **kwargs: Any) -> gr.HTML:
+    """Example clips with their questions as buttons; fires `select` with the `index` of the one clicked.
+
+    value : [{"video": FileData, "question", "note"}].
+    """
+    markup = '<div role="group" aria-label="Examples"></div>'
+    return static_html(value, markup=markup, script=EXAMPLE_SCRIPT, css=EXAMPLE_CSS, **kwargs)

@@ -16,6 +16,8 @@ SPARE_COLORS = ("#5BA4CF", "#B5A100", "#D2614A", "#4F9E3F", "#8A7FE0", "#B06AA8"
 
 SCORE_COLORS = {"raw": "#8E96A3", "bias": "#D2614A", "debiased": METHOD_COLORS["sharp"]}
 
+SHARED_COLORS = ("#9AA3AF", "#C3C9D1")  # video decoding, vision encoder
+
 # Viridis by stage order, so that neighbours in a stacked bar differ in lightness and not in hue alone.
 STAGE_RAMP = ("#440154", "#46327E", "#365C8D", "#277F8E", "#1FA187", "#4AC16D", "#A0DA39", "#FDE725")
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
 from sharp_demo.records import AttentionMaps, Layout, Result, Stage
-from sharp_demo.views.colors import SCORE_COLORS, STAGE_RAMP, method_color
+from sharp_demo.views.colors import SCORE_COLORS, SHARED_COLORS, STAGE_RAMP, method_color
 from sharp_demo.views.overlay import kept_share, scores_by_frame
 from sharp_demo.views.summary import baseline_of, flops_ratio, prefill_speedup
 
@@ -19,17 +19,17 @@ STAGE_LABELS = {"decode_video": "decode video", "vision": "vision encoder", "bia
 SCORE_LABELS = {"raw": "raw attention", "bias": "position bias (black video)", "debiased": "debiased"}
 
 
-def styled(title: str, x: str, y: str, height: int = 300) -> go.Figure:
+def styled(title: str, x: str, y: str, height: int = 320) -> go.Figure:
     """Return an empty figure that reads on light and dark pages alike."""
     axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True}
     return go.Figure(
         layout={
-            "title": {"text": title, "font": {"size": 14}, "x": 0, "xref": "paper", "yref": "container", "y": 0.97},
+            "title": {"text": title, "font": {"size": 14}, "x": 0.02, "yref": "container", "y": 0.97},
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "font": {"color": TEXT, "size": 12},
             "height": height,
-            "margin": {"l": 10, "r": 12, "t": 64, "b": 10},
+            "margin": {"l": 10, "r": 12, "t": 84, "b": 10},
             "xaxis": {**axis, "title": {"text": x}},
             "yaxis": {**axis, "title": {"text": y}},
             "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 11}},
@@ -70,7 +70,7 @@ def _score_lines(layout: Layout, scores: Mapping[str, Sequence[float]], visible:
 
 def attention_per_frame(result: Result) -> go.Figure:
     """Plot a method's scores summed per frame (raw, bias, debiased where it has them), segment cuts dotted."""
-    figure = styled(f"{result.label}: attention per frame, as scored", "time, s", "sum over the frame's tokens")
+    figure = styled(f"{result.label}: attention per frame", "time, s", "sum over the frame's tokens")
     figure.add_traces(
         _score_lines(
             result.layout,
@@ -103,25 +103,37 @@ def attention_by_layer(maps: AttentionMaps) -> go.Figure:
     return figure
 
 
-def stage_breakdown(result: Result) -> list[tuple[str, float, bool]]:
-    """Split a result's total into (stage, ms, shared) parts that sum to `latency_ms["total"]`.
+class Part(NamedTuple):
+    """One piece of a total: `figure` is the entry of `FIGURES` it belongs to, or "other"."""
+
+    name: str
+    ms: float
+    shared: bool
+    figure: str
+
+
+def stage_breakdown(result: Result) -> list[Part]:
+    """Split a result's total into parts that sum to `latency_ms["total"]`.
 
     A stage that is `part_of` a figure is taken out of it; what it leaves is shown under the figure's own name.
     """
     latency = result.latency_ms
     stages: dict[str, Stage] = {name: _as_stage(stage) for name, stage in latency.get("stages", {}).items()}
-    parts: list[tuple[str, float, bool]] = []
+    parts: list[Part] = []
     for figure in FIGURES:
-        inner = [(name, stage) for name, stage in stages.items() if stage.part_of == figure]
-        own = stages.get(figure)
-        shared = own.shared if own else figure in ("decode_video", "vision")
-        rest = latency.get(figure, 0.0) - sum(stage.ms for _, stage in inner)
-        parts += [(f"{figure}: {name.replace('_', ' ')}", stage.ms, stage.shared) for name, stage in inner]
-        name = STAGE_LABELS.get(figure, f"{figure}: other" if inner else figure)
+        inner = [
+            Part(name.replace("_", " "), stage.ms, stage.shared, figure)
+            for name, stage in stages.items()
+            if stage.part_of == figure
+        ]
+        shared = stages[figure].shared if figure in stages else figure in ("decode_video", "vision")
+        rest = latency.get(figure, 0.0) - sum(part.ms for part in inner)
+        parts += inner
         if rest > 1e-9:
-            parts.append((name, rest, shared))
-    other = latency["total"] - sum(ms for _, ms, _ in parts)
-    return [*parts, ("other", other, False)] if other > 1e-6 else parts
+            name = STAGE_LABELS.get(figure, f"{figure}, other" if inner else figure)
+            parts.append(Part(name, rest, shared, figure))
+    other = latency["total"] - sum(part.ms for part in parts)
+    return [*parts, Part("other", other, False, "other")] if other > 1e-6 else parts
 
 
 def _as_stage(stage: Stage | Mapping[str, Any]) -> Stage:
@@ -129,38 +141,48 @@ def _as_stage(stage: Stage | Mapping[str, Any]) -> Stage:
 
 
 def latency_bars(results: Sequence[Result]) -> go.Figure:
-    """Stack every method's stages up to its total as if it had run alone; stages done once for all say so."""
-    figure = styled("Where the time goes (total as if run alone)", "ms", "", 120 + 48 * max(len(results), 2))
+    """Stack every method's stages up to its total as if it had run alone; stages done once for all are grey."""
+    figure = styled("Time by stage, total as if run alone", "ms", "")
     labels = [result.label for result in results]
-    names: dict[str, bool] = {}
     table: dict[tuple[str, str], float] = {}
+    seen: dict[str, Part] = {}
     for result in results:
-        for name, ms, shared in stage_breakdown(result):
-            names[name] = shared
-            table[result.label, name] = ms
-    for index, (name, shared) in enumerate(names.items()):
-        shade = STAGE_RAMP[round(index * (len(STAGE_RAMP) - 1) / max(len(names) - 1, 1))]
+        for part in stage_breakdown(result):
+            table[result.label, part.name] = part.ms
+            seen.setdefault(part.name, part)
+    order = sorted(seen.values(), key=lambda part: (*FIGURES, "other").index(part.figure))
+    own = [part.name for part in order if not part.shared]
+    for part in order:
         figure.add_bar(
             y=labels,
-            x=[table.get((label, name), 0.0) for label in labels],
-            name=f"{name} (shared)" if shared else name,
+            x=[table.get((label, part.name), 0.0) for label in labels],
+            name=f"{part.name} (shared)" if part.shared else part.name,
             orientation="h",
-            marker={"color": shade, "line": {"width": 0.5, "color": "rgba(128,128,128,.6)"}},
+            marker={
+                "color": SHARED_COLORS[part.figure == "vision"]
+                if part.shared
+                else _ramp(own.index(part.name), len(own)),
+                "line": {"width": 0.5, "color": "rgba(128,128,128,.6)"},
+            },
             hovertemplate="%{y}: %{x:.1f} ms",
         )
     figure.update_layout(
         barmode="stack",
         yaxis={"autorange": "reversed"},
-        legend={"y": -0.3, "yanchor": "top"},
+        legend={"y": -0.28, "yanchor": "top", "traceorder": "normal"},
         margin={"t": 40},
-        height=240 + 44 * max(len(results), 2),
+        height=250 + 40 * max(len(results), 2),
     )
     return figure
 
 
+def _ramp(index: int, count: int) -> str:
+    return STAGE_RAMP[round(index * (len(STAGE_RAMP) - 1) / max(count - 1, 1))]
+
+
 def speedup_bars(results: Sequence[Result]) -> go.Figure:
     """Put the measured prefill speed-up beside what exact and paper FLOPs promise; needs a vanilla result."""
-    figure = styled("Speed-up beside FLOPs ratio (vanilla = 1)", "", "times")
+    figure = styled("Speed-up and FLOPs ratio (vanilla = 1)", "", "times")
     baseline = baseline_of(results)
     if baseline is None:
         return _with_note(figure, "Run vanilla too: the ratios are measured against it.")
@@ -179,10 +201,20 @@ def speedup_bars(results: Sequence[Result]) -> go.Figure:
             x=labels,
             y=values,
             name=name,
+            offsetgroup=name,
             marker={"color": colors, "pattern": {"shape": pattern, "fgcolor": "rgba(255,255,255,.75)", "size": 6}},
             text=[f"{value:.2f}×" for value in values],
             textposition="outside",
             cliponaxis=False,
+            showlegend=False,
+        )
+        # A legend entry of its own: the bars carry the methods' colours, so only the pattern tells them apart.
+        figure.add_bar(
+            x=[None],
+            y=[None],
+            name=name,
+            marker={"color": TEXT, "pattern": {"shape": pattern, "fgcolor": "#fff", "size": 6}},
+            offsetgroup=name,
         )
     figure.add_shape(
         type="line", x0=0, x1=1, xref="paper", y0=1, y1=1, line={"color": TEXT, "width": 1, "dash": "dash"}

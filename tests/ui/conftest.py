@@ -1,0 +1,88 @@
+"""A real server (python app.py, embedded checkpoint) and a real uploaded clip."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory) -> Iterator[str]:
+    """Base address of a running app."""
+    folder = tmp_path_factory.mktemp("server")
+    port = free_port()
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("SHARP_", "GRADIO_"))},
+        "SHARP_PORT": str(port),
+        "SHARP_THREADS": "1",
+        "SHARP_MAX_QUESTION_CHARS": "200",
+        "GRADIO_TEMP_DIR": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    log = folder / "app.log"
+    with log.open("w") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=sink, stderr=subprocess.STDOUT
+        )
+        try:
+            wait_for(f"http://127.0.0.1:{port}/", process, log)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"app.py did not come up:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> Path:
+    """Two seconds of H.264, 320 x 180: a red square moves right, then the background changes."""
+    path = tmp_path_factory.mktemp("clip") / "moving.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        for i in range(24):
+            picture = np.full((180, 320, 3), (40, 60, 90) if i < 12 else (190, 170, 120), np.uint8)
+            picture[70:120, 10 + i * 10 : 60 + i * 10] = (220, 40, 40)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of an installed Chromium."""
+    found = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
+    assert found, f"The browser tests need one of {', '.join(CHROMIUM)} on the PATH; on Debian: apt install chromium"
+    return found
