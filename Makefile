@@ -86,4 +86,4 @@ test-full: check chromium
 test-gpu: $(DEV)
 	@$(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
 		|| { echo "No CUDA device is visible to $(RUN): nothing to test here." >&2; exit 2; }
-	$(RUN) -m pytest -q -m gpu -p no:cacheprovider $(PYTEST_ARGS)
+	$(RUN) -m pytest -q -m gpu tests/gpu -p no:cacheprovider $(PYTEST_ARGS)
