@@ -23,6 +23,8 @@ except ImportError:  # Windows: the parent's wall clock is the only limit there
     resource = None  # type: ignore[assignment]
 
 _OPEN_FILES = 64
+# One large frame: with less address space than this left, a decoder's failure is taken for lack of memory.
+_ONE_FRAME_MB = 64
 
 
 def set_limits(memory_mb: int, cpu_s: int, file_mb: int, wall_s: float) -> list[str]:
@@ -92,10 +94,26 @@ def _kind(error: Exception) -> str:
     return "damaged"
 
 
+def starved(memory_mb: int) -> bool:
+    """Return whether this process came so close to its limit that an allocation must have failed.
+
+    FFmpeg reports a frame it could not allocate as bad data.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return False
+    peak = next((line.split()[1] for line in status.splitlines() if line.startswith("VmPeak:")), "0")
+    return int(peak) / 1024 > memory_mb - _ONE_FRAME_MB
+
+
 def main() -> int:
     job = json.loads(sys.stdin.readline())
-    refused = set_limits(**job.pop("limits"))
+    limits = job.pop("limits")
+    refused = set_limits(**limits)
     report = report_of(sys.argv[1], job)
+    if report.get("failure") == "damaged" and starved(limits["memory_mb"]):
+        report = {"failure": "memory", "detail": report.get("message") or report["detail"]}
     report["limits_refused"] = refused
     if resource is not None:
         usage = resource.getrusage(resource.RUSAGE_SELF)

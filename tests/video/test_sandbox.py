@@ -1,0 +1,261 @@
+"""The child is limited, watched and replaceable; the parent outlives whatever happens to it."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sharp_demo.errors import VideoError
+from sharp_demo.settings import Settings
+from sharp_demo.video import decode, probe, sandbox
+from tests.video.clips import read_number, write_clip
+from tests.video.test_decode import DECODERS
+
+ROOT = Path(__file__).parents[2]
+SLEEP = "import time; time.sleep(60)"
+
+
+@pytest.fixture
+def replace_stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Run other code than the worker in one stage of decoding."""
+    real = sandbox.command
+
+    def replace(stage: str, code: str) -> None:
+        command = sandbox.command
+        monkeypatch.setattr(
+            sandbox, "command", lambda name: [sys.executable, "-c", code, stage] if name == stage else command(name)
+        )
+
+    assert real("scan")[-2:] == ["sharp_demo.video.worker", "scan"]
+    return replace
+
+
+def instead_of_run(body: str) -> str:
+    """Return code of a worker that sets its limits as always and then does something else."""
+    return f"from sharp_demo.video import worker\ndef run(stage, job):\n    {body}\nworker.run = run\nworker.main()"
+
+
+def failure(path: Path, settings: Settings) -> VideoError:
+    with pytest.raises(VideoError) as refused:
+        decode(path, 4, settings)
+    return refused.value
+
+
+def test_a_decoder_killed_in_its_work_is_an_error_at_once_and_the_next_call_works(
+    h264, limits, replace_stage, monkeypatch
+):
+    started: list[subprocess.Popen] = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(sandbox.subprocess, "Popen", Recorded)
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox, "command", sandbox.command)
+        replace_stage(DECODERS[0], SLEEP)
+        errors: list[VideoError] = []
+        thread = threading.Thread(target=lambda: errors.append(failure(h264, limits)))
+        thread.start()
+        while len(started) < 2:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        killed = time.monotonic()
+        os.kill(started[1].pid, 9)
+        thread.join(10)
+        assert time.monotonic() - killed < 2
+    assert errors[0].kind == "killed"
+    assert "killed from outside" in str(errors[0])
+    monkeypatch.undo()
+    assert decode(h264, 4, limits).frames.shape[0] == 4
+
+
+@pytest.mark.parametrize(
+    "code", ["import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "import os; os.abort()", "raise SystemExit(3)"]
+)
+def test_a_crash_of_the_first_decoder_leaves_the_file_to_the_next(code, h264, limits, replace_stage):
+    replace_stage(DECODERS[0], code)
+    clip = decode(h264, 10, limits)
+    assert clip.info.decoder == DECODERS[1]
+    assert [read_number(frame) for frame in clip.frames] == list(range(1, 20, 2))
+
+
+def test_a_hanging_decoder_leaves_time_for_the_next(h264, limits, replace_stage):
+    replace_stage(DECODERS[0], SLEEP)
+    start = time.monotonic()
+    clip = decode(h264, 4, limits.model_copy(update={"decode_timeout_s": 6.0}))
+    assert clip.info.decoder == DECODERS[1]
+    assert time.monotonic() - start < 6
+
+
+def test_crashes_of_all_decoders_are_one_error(h264, limits, replace_stage, caplog):
+    for decoder in DECODERS:
+        replace_stage(decoder, "import os; os.abort()")
+    with caplog.at_level("INFO", "sharp_demo.video"):
+        error = failure(h264, limits)
+    assert (error.kind, "crashes the decoders" in str(error)) == ("crashed", True)
+    # What went wrong with each is not lost.
+    assert [record.getMessage().split()[0] for record in caplog.records] == DECODERS
+    assert "SIGABRT" in caplog.text
+
+
+def test_a_crash_of_the_probe_is_an_error(h264, limits, replace_stage):
+    replace_stage("scan", "import os; os.abort()")
+    assert failure(h264, limits).kind == "crashed"
+
+
+@pytest.mark.parametrize("stage", ["scan", "all"])
+def test_timeout(stage, h264, limits, replace_stage):
+    for name in ["scan"] if stage == "scan" else DECODERS:
+        replace_stage(name, SLEEP)
+    start = time.monotonic()
+    error = failure(h264, limits.model_copy(update={"decode_timeout_s": 1.0}))
+    assert time.monotonic() - start < 2
+    assert (error.kind, "longer than 1 s" in str(error)) == ("timeout", True)
+
+
+def test_processor_time_is_limited(h264, limits, replace_stage):
+    replace_stage("scan", instead_of_run("while True: pass"))
+    error = failure(h264, limits.model_copy(update={"decode_cpu_s": 1}))
+    assert (error.kind, "over 1 s of processor time" in str(error)) == ("cpu", True)
+
+
+def test_memory_is_limited(h264, limits, replace_stage):
+    for decoder in DECODERS:
+        replace_stage(decoder, instead_of_run("return {'x': len(bytearray(2 << 30))}"))
+    error = failure(h264, limits.model_copy(update={"decode_memory_mb": 1024}))
+    assert (error.kind, "the 1024 MB it may use" in str(error)) == ("memory", True)
+
+
+def test_a_real_video_that_needs_too_much_memory(tmp_path, limits):
+    path = write_clip(tmp_path / "4k.mp4", frames=8, size=(3840, 2160))
+    error = failure(path, limits.model_copy(update={"decode_memory_mb": 256}))
+    assert (error.kind, "the 256 MB it may use" in str(error)) == ("memory", True)
+
+
+def test_output_is_limited(h264, limits, replace_stage):
+    for decoder in DECODERS:
+        replace_stage(decoder, instead_of_run("open('frames.npy', 'wb').write(bytes(64 << 20))"))
+    error = failure(h264, limits)
+    assert (error.kind, "disk is full" in str(error)) == ("unavailable", True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return {}",
+        "return {'times': [0, 1, 2, 3]}",
+        "open('frames.npy', 'wb').write(b'junk'); return {'times': [0, 1, 2, 3]}",
+        "import numpy as np; np.save('frames.npy', np.zeros((4, 2, 2, 3), 'u1')); return {'times': [0, 1, 2, 3]}",
+        "import numpy as np; np.save('frames.npy', np.array([{}])); return {'times': [0, 1, 2, 3]}",
+        "import os; os.symlink('/etc/passwd', 'frames.npy'); return {'times': [0, 1, 2, 3]}",
+    ],
+)
+def test_nonsense_from_a_child_is_not_believed(body, h264, limits, replace_stage):
+    for decoder in DECODERS:
+        replace_stage(decoder, instead_of_run(body))
+    assert failure(h264, limits).kind == "crashed"
+
+
+def test_limits_and_environment_of_the_child(h264, limits, replace_stage, monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "hf_123")
+    code = (
+        "import resource as r, os; from sharp_demo.errors import VideoError; "
+        "raise VideoError('damaged', repr([[r.getrlimit(k)[0] for k in (r.RLIMIT_AS, r.RLIMIT_CPU, r.RLIMIT_NOFILE, "
+        "r.RLIMIT_CORE)], os.getsid(0) == os.getpid(), 'SECRET_TOKEN' in os.environ, os.listdir(), "
+        "len(os.listdir('/proc/self/fd'))]))"
+    )
+    replace_stage("scan", instead_of_run(code))
+    told = ast.literal_eval(str(failure(h264, limits)))
+    assert told[:4] == [[3072 << 20, 20, 64, 0], True, False, ["stderr.txt"]]
+    assert told[4] <= 5  # stdin, stdout, stderr, and the listing itself
+
+
+def test_an_orphan_ends_itself(tmp_path):
+    job = {"limits": {"memory_mb": 1024, "cpu_s": 5, "file_mb": 1, "wall_s": 0.2}}
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", instead_of_run("import time; time.sleep(60)"), "scan"],
+        stdin=subprocess.PIPE,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    orphan.stdin.write(json.dumps(job).encode() + b"\n")
+    orphan.stdin.flush()
+    assert orphan.wait(10) == -14
+    orphan.stdin.close()
+
+
+def _ask_child(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_child_starts_light():
+    code = "import sharp_demo.video.worker, sys; print([m for m in sys.modules if '.' not in m])"
+    loaded = set(ast.literal_eval(_ask_child(code)))
+    assert not loaded & {"torch", "transformers", "gradio", "pydantic", "av", "cv2", "decord"}
+
+
+def test_a_system_without_some_limits_says_which():
+    code = (
+        "import sharp_demo.video.worker as w; real = w.resource.setrlimit\n"
+        "def refuse(limit, value):\n"
+        "    if limit == w.resource.RLIMIT_AS: raise ValueError\n"
+        "    real(limit, value)\n"
+        "w.resource.setrlimit = refuse; print(w.set_limits(1024, 5, 1, 5.0))"
+    )
+    assert ast.literal_eval(_ask_child(code)) == ["memory"]
+
+
+def test_a_system_without_the_resource_module_still_starts():
+    code = (
+        "import sys; sys.modules['resource'] = None\n"
+        "import sharp_demo.video.worker as w; print(w.set_limits(1024, 5, 1, 5.0))"
+    )
+    assert ast.literal_eval(_ask_child(code)) == ["memory", "cpu", "file size", "open files", "core"]
+
+
+def test_a_full_temporary_folder_is_an_error(h264, limits, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    error = failure(h264, limits)
+    assert (error.kind, "no temporary folder" in str(error)) == ("unavailable", True)
+
+
+@pytest.fixture(scope="module")
+def bomb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    black = np.zeros((8192, 8192, 3), np.uint8)
+    return write_clip(tmp_path_factory.mktemp("bomb") / "bomb.mp4", frames=[black] * 4, size=(8192, 8192))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_resolution_bomb_is_small_even_with_raised_limits(decoder, bomb, only, monkeypatch):
+    only(decoder)
+    peaks = []
+    real = sandbox.run_child
+
+    def measured(*args):
+        ended = real(*args)
+        peaks.append(ended.report["peak_mb"])
+        return ended
+
+    monkeypatch.setattr("sharp_demo.video.reader.run_child", measured)
+    clip = decode(bomb, 8, Settings(max_side=8192, max_pixels=8192 * 8192, decode_memory_mb=4096))
+    assert clip.frames.shape == (8, 768, 768, 3)
+    assert clip.info.distinct_frames == 4
+    assert len(peaks) == 2
+    assert max(peaks) < 2000
+
+
+def test_probe_of_a_bomb_is_cheap(bomb, limits):
+    start = time.monotonic()
+    with pytest.raises(VideoError, match="8192 x 8192"):
+        probe(bomb, limits)
+    assert time.monotonic() - start < 3
