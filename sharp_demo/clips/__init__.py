@@ -1,0 +1,1 @@
+"""Synthetic clips whose questions have exact answers and known evidence, and the training of the embedded models."""
