@@ -158,7 +158,10 @@ class Engine:
         try:
             if not self._lock.acquire(blocking=False):
                 yield Progress("queue", "Waiting for another run to finish")
-                self._lock.acquire()
+                while not self._lock.acquire(timeout=0.1):
+                    if stop.is_set():
+                        yield Done((), ())
+                        return
             try:
                 yield from self._run(request, methods, stop)
             finally:
