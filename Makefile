@@ -48,11 +48,13 @@ $(VENV)/bin/python:
 		$$sudo apt-get update -qq && $$sudo apt-get install -y -qq python3-venv && $(PYTHON) -m venv $(VENV); }
 
 $(VENV)/app.stamp: requirements.txt pyproject.toml | $(VENV)/bin/python
-	$(PIP) install --quiet $(INDEX) -r requirements.txt
+	@echo "Installing what the app needs into $(VENV); the first time, torch makes this take minutes."
+	@$(PIP) install --quiet $(INDEX) -r requirements.txt
 	@touch $@
 
 $(VENV)/dev.stamp: requirements-dev.txt $(VENV)/app.stamp
-	$(PIP) install --quiet $(INDEX) -r requirements.txt -r requirements-dev.txt
+	@echo "Installing what the tests need into $(VENV)."
+	@$(PIP) install --quiet $(INDEX) -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
 # The browser tests drive a Chromium: the one found, else apt's, else the one playwright downloads.
