@@ -153,9 +153,6 @@ def compare(
     for path in (json_, html):
         _check_output(path)
     settings = _settings()
-    from sharp_demo.video import probe
-
-    probe(video, settings)  # a bad file is told before a model is loaded
     from transformers.utils import logging
 
     from sharp_demo.engine import Engine

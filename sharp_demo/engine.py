@@ -234,6 +234,7 @@ class Engine:
     def _run(self, request: Request, methods: list[tuple[str, Method]], stop: threading.Event) -> Iterator[Event]:
         name = request.model or self.default_model
         if self._loaded is None or self._loaded.backbone.name != name:
+            self.probe(request.video)  # nobody waits for a model to hear that the file is bad
             yield Progress("load", f"Loading {name}")
         loaded = self._load(name)
         yield Started(request, loaded.backbone.info, tuple(label for label, _ in methods))
