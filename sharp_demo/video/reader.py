@@ -31,9 +31,11 @@ DEFAULT_MAX_SIDE = 768
 MIN_MAX_SIDE = 16
 
 # Share of the remaining wall clock each decoder may use; what it leaves is there for the next one.
-_SHARES = {"decord": 0.5, "pyav": 0.75, "opencv": 1.0}
-# When all decoders failed, the first of these kinds that occurred is the one to report.
-_WORST = ("timeout", "unavailable", "memory", "cpu", "crashed", "damaged")
+# The last one may use it all.
+_SHARES = {"decord": 0.5, "pyav": 0.75}
+# When all decoders failed, the first of these kinds that occurred is the one to report. A timeout is last: only one
+# that used up the whole call's time is reported as such, and that one is raised at once.
+_WORST = ("unavailable", "memory", "cpu", "crashed", "damaged", "timeout")
 
 
 def probe(path: str | os.PathLike[str], settings: Settings) -> VideoInfo:
@@ -165,9 +167,11 @@ def _decode(
     failures: list[Ended] = []
     width, height = order["size"]
     shape = (len(order["times"]), height, width, 3)
-    for decoder in decoders_for(scan["codec"], scan["streams"], scan["closed"]):
+    decoders = decoders_for(scan["codec"], scan["streams"], scan["closed"])
+    for decoder in decoders:
         file_mb = 1 + int(np.prod(shape)) // (1 << 20) + 1
-        ended = _child(decoder, order, file_mb, settings, deadline, scratch, _SHARES[decoder])
+        share = 1.0 if decoder == decoders[-1] else _SHARES[decoder]
+        ended = _child(decoder, order, file_mb, settings, deadline, scratch, share)
         if ended.failure is None:
             try:
                 # Mapped, so that a header that lies about the shape allocates nothing.
