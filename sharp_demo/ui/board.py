@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from gradio.data_classes import FileData
 
+from sharp_demo.pruning.registry import method_class
 from sharp_demo.records import (
     Decoded,
     Done,
@@ -33,7 +34,7 @@ from sharp_demo.views.summary import baseline_of, figures_of
 
 @dataclass
 class Column:
-    """One method on the page; `status` is one of waiting, running, done, stopped, error."""
+    """One method on the page; `status` is one of idle, waiting, running, done, stopped, error."""
 
     label: str
     method: str
@@ -59,6 +60,13 @@ class Board:
     sprite_path: str = ""
     sampled: int = 0
     began: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def idle(cls, methods: Sequence[str]) -> Board:
+        """Return the board before any run: what each method does."""
+        classes = [method_class(name) for name in methods]
+        columns = [Column(known.title, known.name, known.summary, "idle", "") for known in classes]
+        return cls(columns=columns)
 
     @classmethod
     def waiting(cls, specs: Sequence[MethodSpec], message: str = strings.QUEUED) -> Board:

@@ -142,7 +142,7 @@ class Callbacks:
     def check_upload(self, path: str | None) -> str:
         """Return one line on the uploaded clip, or what is wrong with it."""
         if not path:
-            return ""
+            return strings.limits(self.settings)
         try:
             return describe_clip(self.engine.probe(path))
         except InputError as error:

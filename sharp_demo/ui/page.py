@@ -25,6 +25,7 @@ from sharp_demo.ui.tokens import example_row, plain_text, token_columns
 DEFAULT_METHODS = ("vanilla", "fastv", "feather", "sharp")
 FRAME_CHOICES = (4, 8, 16, 24, 32, 48, 64)
 KEEP_FILES_S = 3600
+SESSIONS = 200  # each keeps its last comparison, a few megabytes
 # A download starts when its hidden button gets the file: the file is only written when someone asks for it.
 CLICK = "() => setTimeout(() => document.querySelector('#{id}')?.click(), 150)"
 
@@ -42,9 +43,9 @@ def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
             with gr.Column(scale=1, min_width=300, elem_id="inputs"):
                 video, clip_line, inputs, run, stop, leave = _inputs(engine, settings)
             with gr.Column(scale=4, min_width=300):
-                board = token_columns(Board().value(), elem_id="columns")
+                board = token_columns(Board.idle(DEFAULT_METHODS).value(), elem_id="columns")
                 outputs = _results()
-        gr.Markdown(strings.ABOUT)
+        gr.Markdown(strings.about([method_class(name) for name in list_methods()]))
         _wire(callbacks, examples, row, video, clip_line, inputs, (run, stop, leave), board, outputs)
         _api(callbacks, engine, settings)
     page.queue(max_size=settings.queue_size)
@@ -66,6 +67,7 @@ def launch_options(settings: Settings) -> dict[str, Any]:
         "app_kwargs": {"middleware": [Middleware(SameOrigin)]},
         "ssr_mode": False,
         "share": False,
+        "state_session_capacity": SESSIONS,
         "allowed_paths": [],
         "max_file_size": int(settings.max_upload_mb * 1e6),
     }
@@ -87,7 +89,7 @@ def _inputs(engine: Engine, settings: Settings) -> tuple[Any, ...]:
     video = clip_input(
         label=strings.VIDEO,
         sources=["upload", "webcam"] if settings.webcam else ["upload"],
-        height=240,
+        height=280,
         elem_id="clip",
     )
     clip_line = plain_text(strings.limits(settings), elem_id="clip-line")
@@ -147,7 +149,7 @@ def _results() -> dict[str, Any]:
         "charts": [speed, latency, kept, attention],
         "section": section,
         "layers": layers,
-        "finished": gr.State(None),
+        "finished": gr.State(None, time_to_live=KEEP_FILES_S),
         "by_layer": by_layer,
         "save_json": (save_json, json_file),
         "save_report": (save_report, report_file),

@@ -1,5 +1,8 @@
 """Every text of the page, in one place."""
 
+from collections.abc import Sequence
+
+from sharp_demo.pruning.method import Method
 from sharp_demo.settings import Settings
 
 TITLE = "ShaRP: visual-token pruning, side by side"
@@ -69,11 +72,16 @@ ABOUT = """
 **What you see.** All methods share one decoding and one vision pass; each column's total is as if it had run alone.
 Dropped patches are dimmed and hatched. Use the slider, the arrow keys or the clip's own player to move through the
 frames; point at a patch for its scores.
-
-**Methods.** *vanilla* keeps everything. *FastV* keeps what the last token attends to after layer 2. *Feather* scores
-without rotary positions and adds a uniform grid. *ShaRP* isolates segments, subtracts position bias and replaces
-redundant tokens. *random*, *uniform* and *latest* are floors: a method must beat them.
 """
+
+
+def about(methods: Sequence[type[Method]]) -> str:
+    """Return the explanation below the results, with one line per method, as Markdown."""
+    lines = [
+        f"- **{method.title}**: {method.summary}{f' [Paper]({method.paper})' if method.paper else ''}"
+        for method in methods
+    ]
+    return "\n".join([ABOUT, "**Methods**", "", *lines])
 
 
 def limits(settings: Settings) -> str:

@@ -12,9 +12,9 @@ CSS = """
 #title h1 { margin: 0 0 2px; font-size: 26px; }
 #title p { margin: 0; max-width: 76ch; color: var(--body-text-color-subdued); }
 #inputs { max-width: 330px; }
-#clip video { max-height: 240px; }
+#clip video { max-height: 236px; }
 #methods .wrap { gap: 4px 10px; }
-#columns, #examples { padding: 0; }
+#columns .html-container, #examples .html-container, #clip-line .html-container { padding: 0; }
 #json-file, #report-file { display: none; }
 @media (max-width: 600px) {
   .gradio-container main { padding: 4px !important; }

@@ -70,8 +70,9 @@ function updateCard(parts, column) {
   parts.card.dataset.status = column.status;
   parts.card.dataset.method = column.method;
   setText(parts.status, statusText(parts));
+  parts.status.hidden = column.status === "idle";
   const text = column.error || column.answer;
-  setText(parts.answer, text || (column.status === "done" ? "(empty answer)" : "…"));
+  setText(parts.answer, text || ({ done: "(empty answer)", stopped: "(no answer)", idle: "" }[column.status] ?? "…"));
   parts.answer.classList.toggle("sd-empty", !text);
   setText(parts.note, column.note);
   parts.note.hidden = !column.note;
@@ -408,8 +409,9 @@ function render() {
     view.cards.clear();
     $(".sd-cards").replaceChildren();
     play(false);
-    // On a phone the columns are below the inputs: bring them into view when a run begins.
-    if (value.phase === "waiting" && element.getBoundingClientRect().top > window.innerHeight * 0.8)
+    // On a phone the columns are below the inputs, and settings may be far down: bring the columns into view.
+    const { top, bottom } = $(".sd-status").getBoundingClientRect();
+    if (value.phase === "waiting" && (top > window.innerHeight * 0.8 || bottom < 0))
       element.scrollIntoView({ behavior: "smooth", block: "start" });
   }
   for (const column of value.columns) {

@@ -171,9 +171,13 @@ def latency_bars(results: Sequence[Result]) -> go.Figure:
         yaxis={"autorange": "reversed"},
         legend={"y": -0.28, "yanchor": "top", "traceorder": "normal"},
         margin={"t": 40},
-        height=250 + 40 * max(len(results), 2),
+        height=_tall(results),
     )
     return figure
+
+
+def _tall(results: Sequence[Result]) -> int:
+    return 250 + 40 * max(len(results), 2)
 
 
 def _ramp(index: int, count: int) -> str:
@@ -182,7 +186,7 @@ def _ramp(index: int, count: int) -> str:
 
 def speedup_bars(results: Sequence[Result]) -> go.Figure:
     """Put the measured prefill speed-up beside what exact and paper FLOPs promise; needs a vanilla result."""
-    figure = styled("Speed-up and FLOPs ratio (vanilla = 1)", "", "times")
+    figure = styled("Speed-up and FLOPs ratio (vanilla = 1)", "", "times", _tall(results))
     baseline = baseline_of(results)
     if baseline is None:
         return _with_note(figure, "Run vanilla too: the ratios are measured against it.")

@@ -65,14 +65,13 @@ def test_gradio_client_gets_results_by_the_contract(client, clip):
     assert vanilla["tokens"]["retention"] == 1.0
 
 
-def test_plain_http(server, clip):
-    stream = call(
-        server, [file_data(upload(server, clip)), "What moves?", ["fastv"], 0.5, "tokens", 4, "tiny-llava-onevision"]
-    )
+@pytest.mark.parametrize(("model", "frames"), [("tiny-llava-onevision", 4), ("tiny-qwen2-vl", 2)])
+def test_plain_http(server, clip, model, frames):
+    stream = call(server, [file_data(upload(server, clip)), "What moves?", ["fastv"], 0.5, "tokens", 4, model])
     last = stream.strip().split("event: ")[-1]
     assert last.startswith("complete")
     answer = json.loads(last.split("data: ", 1)[1])[0]
-    assert answer["results"][0]["layout"]["frames"] == 4
+    assert answer["results"][0]["layout"]["frames"] == frames
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,33 @@ def test_stop_labels_what_did_not_finish_and_the_next_run_is_whole(watched, serv
     watched.assert_clean()
 
 
+def test_a_waiting_page_can_leave_and_stops_nobody_else(browser, server, clip):
+    first, second = (browser.new_context(viewport={"width": 1440, "height": 900}) for _ in range(2))
+    running, waiting = Watched(first.new_page()), Watched(second.new_page())
+    for watched in (running, waiting):
+        watched.open(server)
+        upload(watched.page, clip)
+        ask(watched.page, "Describe everything that happens, at length.")
+        for method in ("Random", "Uniform", "Latest"):
+            watched.page.locator("#methods").get_by_label(method, exact=True).check()
+    running.page.locator("#run").click()
+    running.page.wait_for_function("document.querySelector('.sd').dataset.phase === 'running'")
+    waiting.page.locator("#run").click()
+    expect(waiting.page.locator("#leave")).to_be_visible()
+    assert statuses(waiting.page) == ["waiting"] * 7
+    waiting.page.locator("#leave").click()
+    waiting.page.wait_for_function("document.querySelector('.sd').dataset.phase === 'stopped'")
+    expect(waiting.page.locator("#run")).to_be_enabled()
+    running.page.wait_for_function(ENDED, timeout=RUN_MS)
+    assert statuses(running.page) == ["done"] * 7
+    waiting.page.wait_for_timeout(1000)
+    assert waiting.page.locator(".sd").get_attribute("data-phase") == "stopped", "it did not run after all"
+    for watched in (running, waiting):
+        watched.assert_clean()
+    first.close()
+    second.close()
+
+
 def test_an_unusable_file_is_explained_and_nothing_is_lost(watched, server, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"this is not a video at all" * 50)
