@@ -113,7 +113,8 @@ class Result:
     merged_into : [from_slot, to_slot] pairs of the tokens that were averaged into another one.
     scores : {"raw", "bias", "debiased"} -> one float per slot (None: gone before it was scored); only those computed.
     segments : [first_frame, end_frame) pairs in layout frames; empty when the method does not segment.
-    latency_ms : decode_video, vision, prefill, first_token, decode, decode_per_token, total, stages{name: Stage}.
+    latency_ms : decode_video, vision, bias_setup, prefill (median of prefill_runs), first_token, decode,
+        decode_per_token, total, stages{name: Stage}.
         `total` is as if this method ran alone: shared stages are included in it.
     tflops : {"paper", "exact"} of the prefill; memory : {"kv_bytes", "peak_bytes" (None on CPU)}.
     """
