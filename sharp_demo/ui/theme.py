@@ -8,7 +8,8 @@ FONT = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "monospace"]
 
 CSS = """
-.gradio-container { padding: 12px !important; }
+.gradio-container { padding: 8px !important; }
+.gradio-container > .main { padding: 8px 16px; }
 #title h1 { margin: 0 0 2px; font-size: 26px; }
 #title p { margin: 0; max-width: 76ch; color: var(--body-text-color-subdued); }
 #inputs { max-width: 330px; }
@@ -17,7 +18,7 @@ CSS = """
 #columns .html-container, #examples .html-container, #clip-line .html-container { padding: 0; }
 #json-file, #report-file { display: none; }
 @media (max-width: 600px) {
-  .gradio-container main { padding: 4px !important; }
+  .gradio-container > .main { padding: 4px !important; }
   #title h1 { font-size: 22px; }
 }
 @media (max-width: 900px) {

@@ -104,7 +104,7 @@ def figures_of(result: Result, baseline: Result | None) -> list[Figure]:
         ),
         Figure(
             "tflops",
-            "Prefill FLOPs",
+            "FLOPs, paper / exact",
             f"{format_flops(result.tflops['paper'])} / {format_flops(result.tflops['exact'])}",
             "By the pruning papers' formula / counted exactly (grouped KV heads, gated MLP, causal attention).",
         ),

@@ -242,6 +242,7 @@ def test_hostile_question_is_inert(watched, server, clip):
     watched.assert_clean()
 
 
+@pytest.mark.filterwarnings("ignore:A `<script>` tag")
 def test_hostile_answer_label_and_note_are_inert(watched):
     """What a model or a file could say, put through the real components."""
     text = " ".join(PAYLOADS)
