@@ -101,9 +101,12 @@ def write_checkpoint(
     dtype: torch.dtype = torch.float32,
     card: Mapping[str, Any] | None = None,
     max_shard_size: str = "5GB",
+    sentences: str = SENTENCES,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write a random checkpoint of `family` ("llava-onevision" or "qwen2-vl") into `folder`, replacing it.
+    """Write a checkpoint of `family` ("llava-onevision" or "qwen2-vl") into `folder`, replacing it.
 
+    The weights are random, or `weights` (a state dict of such a model); the tokenizer is learned from `sentences`.
     The same arguments give the same bytes. Files: config.json, safetensors (with an index when sharded),
     tokenizer, chat_template.json, preprocessor_config.json, processor_config.json, generation_config.json, and
     card.json if given.
@@ -112,10 +115,13 @@ def write_checkpoint(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     entry = family_of_type(family.replace("-", "_"))
-    tokenizer = train_tokenizer(SPECIAL_TOKENS[family], shape.merges)
+    tokenizer = train_tokenizer(SPECIAL_TOKENS[family], shape.merges, sentences)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS[family]}
     config = CONFIGS[family](shape, ids, len(tokenizer)) | {"torch_dtype": str(dtype).removeprefix("torch.")}
-    _random_model(entry, config, seed).to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+    model = _random_model(entry, config, seed)
+    if weights is not None:
+        model.load_state_dict(weights)
+    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
     end, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
     files = {
@@ -132,14 +138,14 @@ def write_checkpoint(
     return folder
 
 
-def train_tokenizer(special_tokens: tuple[str, ...], merges: int) -> Any:
+def train_tokenizer(special_tokens: tuple[str, ...], merges: int, sentences: str = SENTENCES) -> Any:
     """A byte-level BPE tokenizer of the Qwen2 class: 256 bytes, `merges` merges, then `special_tokens`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=len(alphabet) + merges, initial_alphabet=alphabet, min_frequency=1, show_progress=False
     )
     backend = Qwen2Tokenizer(unk_token=None, eos_token=None, pad_token=None)._tokenizer
-    backend.train_from_iterator(SENTENCES.strip().splitlines(), trainer)
+    backend.train_from_iterator(sentences.strip().splitlines(), trainer)
     learned = json.loads(backend.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"],

@@ -59,7 +59,7 @@ def _centre(item: Item, interval: int, tick: int) -> tuple[float, float]:
     return y + UNIT * (item.shift[0] + 0.5 * math.sin(angle)), x + UNIT * (item.shift[1] + 0.4 * math.cos(angle))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def background(color: str, texture: int) -> np.ndarray:
     """The empty scene, uint8 [SIDE, SIDE, 3]: a gradient with soft blobs, stripes, waves or nothing."""
     rng = np.random.default_rng(texture)

@@ -37,6 +37,7 @@ DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 OBJECTS_PER_INTERVAL = 1.4
 FLASH_SHARE = 0.35  # of the scenes
 BALL_SHARE = 0.3
+TEXTURES = 24  # patterns of a background; few, so that drawn ones are reused
 SCENE_LENGTHS = (2, 3, 4, 5, 6)
 
 
@@ -141,7 +142,7 @@ def make_scene(
     for _ in range(max(2, round(density * length) + int(rng.integers(-1, 2)))):
         shape = SHAPES[rng.integers(len(SHAPES))]
         items.append(stage.item("object", shape, color(), int(rng.integers(1, 3))))
-    return Scene(background, length, tuple(items), int(rng.integers(2**31)))
+    return Scene(background, length, tuple(items), int(rng.integers(TEXTURES)))
 
 
 def scene_lengths(rng: np.random.Generator, total: int = INTERVALS) -> list[int]:
