@@ -9,8 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from sharp_demo.pruning.runtime import Role
+from sharp_demo.pruning.runtime import Role, Selection
+from sharp_demo.pruning.sharp import regd
 from sharp_demo.pruning.sharp.regd import RegDOptions, refine, run_leaders
+
+WALK = pytest.mark.parametrize("walk", [True, False], ids=["walk", "blocks"])
+
+
+def refined(
+    hidden: Tensor,
+    segments: list[tuple[int, int]],
+    scores: Tensor,
+    registers: Tensor,
+    options: RegDOptions | None = None,
+    walk: bool = True,
+) -> Selection:
+    segment = torch.cat([torch.full((b - a,), number) for number, (a, b) in enumerate(segments)])
+    return refine(hidden, hidden, segment, len(segments), scores, registers, options or RegDOptions(), walk=walk)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -113,8 +128,9 @@ def tie_free(hidden: np.ndarray, taus: tuple[float, ...]) -> bool:
     return all(np.abs(values - tau).min() > 1e-5 for tau in taus)
 
 
+@WALK
 @pytest.mark.parametrize("seed", range(60))
-def test_refine_is_the_naive_loop(seed: int) -> None:
+def test_refine_is_the_naive_loop(seed: int, walk: bool) -> None:
     rng = np.random.default_rng(1000 + seed)
     n, d = int(rng.integers(2, 90)), int(rng.integers(2, 12))
     options = RegDOptions(
@@ -134,7 +150,7 @@ def test_refine_is_the_naive_loop(seed: int) -> None:
     k = int(rng.integers(1, n + 1))
     registers = sorted(np.argsort(-scores)[:k].tolist())
     before = torch.from_numpy(hidden.copy())
-    selection = refine(before, before, segments, torch.from_numpy(scores), torch.tensor(registers), options)
+    selection = refined(before, segments, torch.from_numpy(scores), torch.tensor(registers), options, walk)
     assert torch.equal(before, torch.from_numpy(hidden))  # inputs are left alone
     expected = naive_refine(hidden, segments, scores, registers, options)
     assert selection.kept.tolist() == sorted(expected)
@@ -153,6 +169,7 @@ def test_refine_is_the_naive_loop(seed: int) -> None:
             assert slot not in expected
 
 
+@WALK
 @pytest.mark.parametrize(
     ("angles", "reference", "leaders"),
     [
@@ -164,39 +181,48 @@ def test_refine_is_the_naive_loop(seed: int) -> None:
         ((0, 30, 50), "running_mean", [0, 0, 0]),
     ],
 )
-def test_the_three_readings_of_dedup_differ_as_worked_out(angles, reference: str, leaders: list[int]) -> None:
+def test_the_three_readings_of_dedup_differ_as_worked_out(
+    angles: tuple[int, ...], reference: str, leaders: list[int], walk: bool
+) -> None:
     radians = torch.deg2rad(torch.tensor(angles, dtype=torch.float32))
     vectors = torch.stack((radians.cos(), radians.sin()), 1)
-    assert run_leaders(vectors, 0.8, reference).tolist() == leaders
+    assert run_leaders(vectors, torch.zeros(3), 0.8, reference, walk=walk).tolist() == leaders
 
 
+@WALK
 @pytest.mark.parametrize("reference", ["pivot", "seed", "predecessor", "running_mean", "mean"])
 @pytest.mark.parametrize("m", [0, 1, 2, 127, 128, 129, 300])
-def test_run_leaders_is_the_naive_walk(m: int, reference: str) -> None:
+def test_run_leaders_is_the_naive_walk(m: int, reference: str, walk: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regd, "ROW_BLOCK", 100)
     vectors = clip_like(m, max(m, 1), 6, 0.3)[:m]
-    leaders = [group[0] for group in naive_runs(list(vectors), 0.5, reference) for _ in group]
-    assert run_leaders(torch.from_numpy(vectors), 0.5, reference).tolist() == leaders
+    segment = torch.arange(m) // 130
+    leaders: list[int] = []
+    for a in range(0, m, 130):
+        leaders += [a + group[0] for group in naive_runs(list(vectors[a : a + 130]), 0.5, reference) for _ in group]
+    assert run_leaders(torch.from_numpy(vectors), segment, 0.5, reference, walk=walk).tolist() == leaders
 
 
 def test_equal_similarity_is_not_absorbed() -> None:
     pair = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    assert run_leaders(pair, 1.0, "pivot").tolist() == [0, 1]
-    assert run_leaders(pair, 0.999, "pivot").tolist() == [0, 0]
+    for walk in (True, False):
+        assert run_leaders(pair, torch.zeros(2), 1.0, "pivot", walk=walk).tolist() == [0, 1]
+        assert run_leaders(pair, torch.zeros(2), 0.999, "pivot", walk=walk).tolist() == [0, 0]
 
 
+@WALK
 @pytest.mark.parametrize(("segments", "k"), list(product(([(0, 12)], [(0, 5), (5, 12)]), (1, 4, 12))))
-def test_all_identical_tokens_still_fill_the_budget(segments: list[tuple[int, int]], k: int) -> None:
+def test_all_identical_tokens_still_fill_the_budget(segments: list[tuple[int, int]], k: int, walk: bool) -> None:
     hidden = torch.ones(12, 3)
     scores = torch.arange(12.0)
     registers = torch.arange(12 - k, 12)
-    selection = refine(hidden, hidden, segments, scores, registers, RegDOptions())
+    selection = refined(hidden, segments, scores, registers, walk=walk)
     assert len(selection.kept) == k
     assert torch.equal(selection.hidden, torch.ones(k, 3))
 
 
 def test_a_segment_without_registers_is_dropped_whole() -> None:
     hidden = torch.eye(6)
-    selection = refine(hidden, hidden, [(0, 3), (3, 6)], torch.arange(6.0), torch.tensor([4, 5]), RegDOptions())
+    selection = refined(hidden, [(0, 3), (3, 6)], torch.arange(6.0), torch.tensor([4, 5]))
     assert selection.kept.tolist() == [4, 5]
 
 
@@ -204,9 +230,7 @@ def test_diversity_prefers_the_odd_one_and_big_clusters() -> None:
     """Eq. 6 on a toy: two candidates equally unlike the register, one of them a cluster of three."""
     east, north, up = torch.eye(3)
     hidden = torch.stack((east, east, north, up, up, up))
-    selection = refine(
-        hidden, hidden, [(0, 6)], torch.tensor([9.0, 8, 0, 0, 0, 0]), torch.tensor([0, 1]), RegDOptions()
-    )
+    selection = refined(hidden, [(0, 6)], torch.tensor([9.0, 8, 0, 0, 0, 0]), torch.tensor([0, 1]))
     assert selection.kept.tolist() == [0, 3]
     assert [Role(r).label for r in selection.role.tolist()] == ["merged", "filled"]
     assert selection.merged_into.tolist() == [-1, 0, -1, -1, 3, 3]
@@ -220,7 +244,7 @@ def test_weighted_means_count_every_original_token_once() -> None:
 
     hidden = torch.stack((at(0), at(10), at(20), at(180)))
     options = RegDOptions(prefilter_absorb="mean")
-    selection = refine(hidden, hidden, [(0, 4)], torch.tensor([9.0, 0, 8, 0]), torch.tensor([0, 2]), options)
+    selection = refined(hidden, [(0, 4)], torch.tensor([9.0, 0, 8, 0]), torch.tensor([0, 2]), options)
     assert selection.kept.tolist() == [0, 3]
     torch.testing.assert_close(selection.hidden[0], hidden[:3].mean(0))
     assert selection.merged_into.tolist() == [-1, 0, 0, -1]

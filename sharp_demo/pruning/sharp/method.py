@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sharp_demo.errors import MethodError
@@ -119,10 +120,12 @@ class ShaRP(Method):
             registers = top_k(scores, min(budget(self.retention, len(prefill.layout)), len(scores)))
         if not self.regd:
             return Selection(registers, registers.new_full(registers.shape, int(Role.REGISTER)))
-        segments = token_bounds(prefill.frames, prefill.run.segments)
+        starts = torch.tensor([first for first, _ in prefill.run.segments], device=scores.device)
+        segment = torch.searchsorted(starts, prefill.frames, right=True) - 1
         hidden = prefill.hidden[0, prefill.rows]
         options = RegDOptions(**{option.name: getattr(self, option.name) for option in fields(RegDOptions)})
-        return refine(hidden, self._features(prefill, hidden), segments, scores, registers, options, prefill.stage)
+        features = self._features(prefill, hidden)
+        return refine(hidden, features, segment, len(starts), scores, registers, options, prefill.stage)
 
     def after_prefill(self, prefill: Prefill) -> None:
         if self.prune_layer0_kv:

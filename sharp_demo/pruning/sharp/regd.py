@@ -1,7 +1,13 @@
-"""RegD: refine the register tokens segment by segment (ShaRP Sec. 4.3, Eq. 6). Pure functions on tensors."""
+"""RegD: refine the register tokens segment by segment (ShaRP Sec. 4.3, Eq. 6). Pure functions on tensors.
+
+All segments are handled at once, in vectors over the tokens. Only the two comparisons that cost something differ by
+device: on the CPU they walk, segment by segment; elsewhere they are matrix products in blocks of rows, with one wait
+for the device in all (how many tokens pre-filtering leaves). No n x n tensor exists at any time.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sharp_demo.pruning.method import top_k
 from sharp_demo.pruning.runtime import Role, Selection
 
 Timer = Callable[[str], AbstractContextManager[None]]
-BLOCK = 128  # tokens compared with one leader at a time
+SCAN_BLOCK = 128  # tokens compared with one leader at a time
+ROW_BLOCK = 1024  # rows of a similarity matrix that exist at a time
 
 
 @dataclass(frozen=True)
@@ -33,97 +39,170 @@ class RegDOptions:
     strict_budget: bool = True
 
 
-def run_leaders(features: Tensor, tau: float, reference: str) -> Tensor:
+# -- comparisons -------------------------------------------------------------------------------------------------
+
+
+def run_leaders(features: Tensor, segment: Tensor, tau: float, reference: str, *, walk: bool) -> Tensor:
     """Group a sequence into contiguous runs: each token joins the current run iff its cosine to it exceeds tau.
+
+    Runs never cross a segment.
 
     Parameters
     ----------
-    features : [m, d] fp32, in sequence order.
+    features : [m, d] fp32, in sequence order. segment : [m] ascending segment of each token.
     reference : what a token is compared with: "pivot" or "seed" (the run's first token), "predecessor" (the token
-        before it), "running_mean" or "mean" (the mean of the run so far).
+        before it), "running_mean" or "mean" (the mean of the run so far; always walked).
+    walk : compare token by token, as the CPU does it fastest; otherwise by next-pointers and pointer doubling.
 
     Returns
     -------
     [m] LongTensor, the index of each token's run leader (its first token).
     """
-    m = features.shape[0]
     unit = F.normalize(features, dim=-1)
-    leader = torch.arange(m, device=features.device)
+    index = torch.arange(len(features), device=features.device)
     if reference == "predecessor":
-        joins = (unit[1:] * unit[:-1]).sum(-1) > tau
-        leader[1:][joins] = 0
-        return leader.cummax(0).values
-    start = 0
-    while start < m:
-        end = _run_end(unit, features, start, tau, by_mean="mean" in reference)
-        leader[start:end] = start
-        start = end
-    return leader
+        starts = torch.ones_like(index, dtype=torch.bool)
+        starts[1:] = ((unit[1:] * unit[:-1]).sum(-1) <= tau) | (segment[1:] != segment[:-1])
+    elif "mean" in reference:
+        starts = _walk(features, unit, segment, tau, by_mean=True)
+    elif walk:
+        starts = _walk(features, unit, segment, tau, by_mean=False)
+    else:
+        starts = reachable(next_pointers(unit, segment, tau), segment)
+    return torch.where(starts, index, 0).cummax(0).values if len(index) else index
 
 
-def _run_end(unit: Tensor, features: Tensor, start: int, tau: float, by_mean: bool) -> int:
-    """Index after the last token of the run that begins at `start`."""
-    m = features.shape[0]
+def _walk(features: Tensor, unit: Tensor, segment: Tensor, tau: float, by_mean: bool) -> Tensor:
+    """Mark [m] the first token of every run, run after run."""
+    starts = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
+    edges = [*((segment[1:] != segment[:-1]).nonzero().squeeze(1) + 1).tolist(), len(unit)]
+    position = 0
+    for edge in edges:
+        while position < edge:
+            starts[position] = True
+            position = _run_end(features, unit, position, edge, tau, by_mean)
+    return starts
+
+
+def _run_end(features: Tensor, unit: Tensor, start: int, edge: int, tau: float, by_mean: bool) -> int:
+    """Index after the last token of the run that begins at `start` in a segment that ends at `edge`."""
     if by_mean:
         total, i = features[start].clone(), start + 1
-        while i < m and F.cosine_similarity(features[i], total, dim=0) > tau:
+        while i < edge and F.cosine_similarity(features[i], total, dim=0) > tau:
             total += features[i]
             i += 1
         return i
-    for a in range(start + 1, m, BLOCK):
-        fails = (unit[a : a + BLOCK] @ unit[start] <= tau).nonzero()
+    for a in range(start + 1, edge, SCAN_BLOCK):
+        fails = (unit[a : min(a + SCAN_BLOCK, edge)] @ unit[start] <= tau).nonzero()
         if len(fails):
             return a + int(fails[0])
-    return m
+    return edge
 
 
-def mean_by(values: Tensor, weight: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Weighted mean of values [m, d] per group [m] (0..groups-1), and each group's weight; fp32."""
-    total = torch.zeros(groups, device=values.device).index_add_(0, group, weight)
-    sums = torch.zeros(groups, values.shape[1], device=values.device).index_add_(0, group, values * weight[:, None])
-    return sums / total[:, None], total
+def next_pointers(unit: Tensor, segment: Tensor, tau: float) -> Tensor:
+    """For each token i, the first j > i that a run led by i does not take (m where there is none): [m] LongTensor."""
+    m = len(unit)
+    index = torch.arange(m, device=unit.device)
+    pointers = torch.full((m,), m, device=unit.device)
+    for a in range(0, m, ROW_BLOCK):
+        rows = slice(a, min(a + ROW_BLOCK, m))
+        later = slice(a + 1, m)
+        fails = (unit[rows] @ unit[later].T <= tau) | (segment[rows, None] != segment[None, later])
+        fails &= index[None, later] > index[rows, None]
+        first = fails.to(torch.int8).max(-1) if m - a > 1 else None
+        if first is not None:
+            pointers[rows] = torch.where(first.values > 0, first.indices + a + 1, m)
+    return pointers
+
+
+def reachable(pointers: Tensor, segment: Tensor) -> Tensor:
+    """Mark [m] the tokens that are reached from the first token of their segment by following `pointers`.
+
+    Pointer doubling: after t rounds every token closer than 2^t jumps is marked, so log2(m) rounds suffice.
+    """
+    m = len(pointers)
+    mark = torch.ones(m + 1, dtype=torch.int8, device=pointers.device)
+    mark[1:m] = (segment[1:] != segment[:-1]).to(torch.int8)
+    jump = torch.cat((pointers, pointers.new_tensor([m])))
+    for _ in range(math.ceil(math.log2(m + 1))):
+        mark = mark.scatter_reduce(0, jump, mark, "amax")
+        jump = jump[jump]
+    return mark[:m].bool()
+
+
+def nearest_register(unit: Tensor, registers: Tensor, segment: Tensor, *, walk: bool) -> tuple[Tensor, Tensor]:
+    """The most similar register of each token's own segment.
+
+    Parameters
+    ----------
+    unit : [v, d] normalised features. registers : [K] ascending token indices. segment : [v] ascending.
+    walk : one matrix product per segment; otherwise blocks of rows against all registers.
+
+    Returns
+    -------
+    [v] similarity (-inf where the segment has no register) and [v] index into `registers`.
+    """
+    nearest = torch.full((len(unit),), -torch.inf, device=unit.device)
+    owner = torch.zeros(len(unit), dtype=torch.long, device=unit.device)
+    of_register = segment[registers]
+    if walk:
+        sizes = segment.bincount()
+        counts = of_register.bincount(minlength=len(sizes))
+        a = first = 0
+        for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+            tokens, own = slice(a, a + size), registers[first : first + count]
+            if size and count:
+                nearest[tokens], best = (unit[tokens] @ unit[own].T).max(-1)
+                owner[tokens] = best + first
+            a, first = a + size, first + count
+        return nearest, owner
+    for a in range(0, len(unit), ROW_BLOCK):
+        rows = slice(a, a + ROW_BLOCK)
+        likeness = unit[rows] @ unit[registers].T
+        nearest[rows], owner[rows] = likeness.masked_fill(segment[rows, None] != of_register, -torch.inf).max(-1)
+    return nearest, owner
+
+
+# -- the three steps ---------------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Draft:
-    """The refinement in progress, over all v tokens: rows to forward, their features, and who owns whom."""
+    """The refinement in progress, over all v tokens."""
 
-    hidden: Tensor  # [v, d] fp32 where averaging happens
-    features: Tensor  # [v, df] fp32
-    weight: Tensor  # [v]
-    merged_into: Tensor  # [v]
+    hidden: Tensor  # [v, d] fp32 rows to go on with
+    features: Tensor  # [v, df] fp32 what is compared; `hidden` itself for the default reading
+    weight: Tensor  # [v] original tokens a row stands for
+    merged_into: Tensor  # [v] token it was averaged into, -1 for none
     role: Tensor  # [v] Role of a chosen token, -1 for tokens not chosen
 
-    def merge(self, members: Tensor, owners: Tensor) -> None:
-        """Average members [m] into their owners [m] (token indices), by weight; each owner is a member of itself."""
-        target, group = owners.unique(return_inverse=True)
-        weight = self.weight[members]
-        self.hidden[target], total = mean_by(self.hidden[members], weight, group, len(target))
-        if self.features is not self.hidden:
-            self.features[target], _ = mean_by(self.features[members], weight, group, len(target))
-        self.weight[target] = total
-        absorbed = members != owners
-        self.merged_into[members[absorbed]] = owners[absorbed]
+    def merge(self, members: Tensor, owners: Tensor, counts: Tensor) -> None:
+        """Average members [m] into their owners [m] (token indices); `counts` [m] bool says which ones take part.
 
-
-@dataclass(frozen=True)
-class _Clusters:
-    """Candidate fillers of one segment: the token each is placed at, its diversity, and its members' ownership."""
-
-    token: Tensor  # [c]
-    diversity: Tensor  # [c]
-    members: Tensor  # [p] pool tokens
-    owner: Tensor  # [p] index into `token`
+        Every owner is a member of itself. Only owners with at least two members change.
+        """
+        weight = self.weight[members] * counts
+        total = torch.zeros_like(self.weight).index_add_(0, owners, weight)
+        changed = (total > self.weight)[owners] & (members == owners)
+        for rows in (self.hidden,) if self.features is self.hidden else (self.hidden, self.features):
+            sums = torch.zeros_like(rows).index_add_(0, owners, rows[members] * weight[:, None])
+            means = sums[owners] / total[owners, None].clamp(min=1)
+            rows[members] = torch.where(changed[:, None], means, rows[members])
+        self.weight = torch.where(total > self.weight, total, self.weight)
+        absorbed = counts & (members != owners)
+        self.merged_into[members] = torch.where(absorbed, owners, self.merged_into[members])
 
 
 def refine(
     hidden: Tensor,
     features: Tensor,
-    segments: list[tuple[int, int]],
+    segment: Tensor,
+    segments: int,
     scores: Tensor,
     registers: Tensor,
     options: RegDOptions,
     stage: Timer = nullcontext,  # type: ignore[assignment]
+    walk: bool | None = None,
 ) -> Selection:
     """Pre-filter, deduplicate and refill the register tokens, inside each segment.
 
@@ -131,123 +210,134 @@ def refine(
     ----------
     hidden : [v, d] rows that go on through the model; averaged when tokens are absorbed.
     features : [v, df] what similarities are computed on; the very object `hidden` for the default reading.
-    segments : [a, b) token ranges, contiguous.
+    segment : [v] segment of each token, ascending, 0..segments-1.
     scores : [v], the debiased scores, for the last repair of the budget.
     registers : [K] ascending top-K tokens.
+    walk : compare by walking; None: on the CPU.
 
     Returns
     -------
     Selection of exactly K tokens (fewer only with `strict_budget=False`).
     """
-    draft_hidden = hidden.float().clone()
+    walk = hidden.device.type == "cpu" if walk is None else walk
+    rows = hidden.float().clone()
     draft = _Draft(
-        hidden=draft_hidden,
-        features=draft_hidden if features is hidden else features.float().clone(),
+        hidden=rows,
+        features=rows if features is hidden else features.float().clone(),
         weight=torch.ones(len(hidden), device=hidden.device),
         merged_into=torch.full((len(hidden),), -1, device=hidden.device),
         role=torch.full((len(hidden),), -1, dtype=torch.int8, device=hidden.device),
     )
-    edges = torch.tensor([a for a, _ in segments] + [segments[-1][1]], device=registers.device)
-    cuts = torch.searchsorted(registers, edges).tolist()
-    leftover: list[_Clusters] = []
-    for (a, b), first, last in zip(segments, cuts[:-1], cuts[1:], strict=True):
-        if first == last:
-            continue
-        inside = registers[first:last]
-        with stage("pre-filter"):
-            pool = prefilter(draft, inside, (a, b), options)
-        with stage("dedup"):
-            distinct = deduplicate(draft, inside, options)
-        with stage("fill"):
-            clusters = make_clusters(draft, distinct, pool, options)
-            leftover.append(take(draft, clusters, len(inside) - len(distinct), options))
+    with stage("pre-filter"):
+        pool = prefilter(draft, registers, segment, options, walk)
+    with stage("dedup"):
+        deduplicate(draft, registers, segment, options, walk)
     with stage("fill"):
+        fill(draft, registers, pool, segment, segments, options, walk)
         if options.strict_budget:
-            repair(draft, leftover, scores, len(registers), options)
-        kept = (draft.role >= 0).nonzero().squeeze(1)
-        # A token may sit in a register that was itself absorbed: name where it ended up.
-        target = draft.merged_into
-        onward = target[target.clamp(min=0)]
-        merged_into = torch.where((target >= 0) & (onward >= 0), onward, target)
-        merged_into[kept] = -1
-        merged_into[draft.role[merged_into.clamp(min=0)] < 0] = -1  # what it was averaged into is gone itself
-        return Selection(kept, draft.role[kept], draft.hidden[kept], merged_into)
+            repair(draft, scores, len(registers))
+            kept = torch.sort(draft.role < 0, stable=True).indices[: len(registers)]  # their number is known
+        else:
+            kept = (draft.role >= 0).nonzero().squeeze(1)
+        return Selection(kept, draft.role[kept], draft.hidden[kept], _ends(draft))
 
 
-def prefilter(draft: _Draft, registers: Tensor, segment: tuple[int, int], options: RegDOptions) -> Tensor:
-    """Step 1: absorb the non-register tokens that resemble a register; return the others (the pool), ascending."""
-    a, b = segment
-    is_register = torch.zeros(b - a, dtype=torch.bool, device=registers.device)
-    is_register[registers - a] = True
-    others = (~is_register).nonzero().squeeze(1) + a
-    unit = F.normalize(draft.features[a:b], dim=-1)
-    nearest, owner = (unit[others - a] @ unit[registers - a].T).max(-1)
-    absorbed = nearest > options.tau_filter
+def prefilter(draft: _Draft, registers: Tensor, segment: Tensor, options: RegDOptions, walk: bool) -> Tensor:
+    """Step 1: absorb the non-register tokens that resemble a register of their segment.
+
+    Returns the pool: the other tokens of segments that have a register, ascending.
+    """
+    nearest, owner = nearest_register(F.normalize(draft.features, dim=-1), registers, segment, walk=walk)
+    tokens = torch.arange(len(segment), device=segment.device)
+    is_register = torch.zeros_like(tokens, dtype=torch.bool).index_fill_(0, registers, True)
+    absorbed = ~is_register & (nearest > options.tau_filter)
     if options.prefilter_absorb == "mean":
-        members = torch.cat((registers, others[absorbed]))
-        draft.merge(members, torch.cat((registers, registers[owner[absorbed]])))
-    return others[~absorbed]
+        draft.merge(tokens, torch.where(is_register, tokens, registers[owner]), is_register | absorbed)
+    return (~is_register & ~absorbed & (nearest > -torch.inf)).nonzero().squeeze(1)
 
 
-def deduplicate(draft: _Draft, registers: Tensor, options: RegDOptions) -> Tensor:
-    """Step 2: walk the registers in order and absorb each one that resembles the current pivot; return the pivots."""
-    leader = run_leaders(draft.features[registers], options.tau_merge, options.dedup_reference)
-    pivots = registers[leader.unique()]
+def deduplicate(draft: _Draft, registers: Tensor, segment: Tensor, options: RegDOptions, walk: bool) -> None:
+    """Step 2: walk the registers in order and absorb each one that resembles the current pivot; choose the pivots."""
+    where = segment[registers]
+    leader = run_leaders(draft.features[registers], where, options.tau_merge, options.dedup_reference, walk=walk)
+    pivot = registers[leader]
     if options.dedup_absorb == "mean":
-        draft.merge(registers, registers[leader])
-    draft.role[pivots] = torch.where(draft.weight[pivots] > 1, int(Role.MERGED), int(Role.REGISTER)).to(torch.int8)
-    return pivots
+        draft.merge(registers, pivot, torch.ones_like(pivot, dtype=torch.bool))
+    role = torch.where(draft.weight[registers] > 1, int(Role.MERGED), int(Role.REGISTER))
+    draft.role[registers] = torch.where(pivot == registers, role, -1).to(torch.int8)
 
 
-def make_clusters(draft: _Draft, registers: Tensor, pool: Tensor, options: RegDOptions) -> _Clusters:
-    """Step 3a: run-cluster the pool in order and score the centres by Eq. 6."""
-    leader = run_leaders(draft.features[pool], options.tau_cluster, options.cluster_reference)
-    first, owner = leader.unique(return_inverse=True)
-    ones = torch.ones(len(pool), device=pool.device)
-    mean, size = mean_by(draft.features[pool], ones, owner, len(first))
-    token, center = pool[first], mean
-    if options.cluster_center == "first":
-        center = draft.features[token]
-    elif options.cluster_center == "medoid" and len(pool):
-        likeness = F.cosine_similarity(draft.features[pool], mean[owner], dim=-1)
-        token = torch.stack([pool[owner == c][likeness[owner == c].argmax()] for c in range(len(first))])
-        center = draft.features[token]
-    typical = F.normalize(draft.features[registers], dim=-1).mean(0)
-    diversity = 1 - F.normalize(center, dim=-1) @ typical + options.beta * size
-    return _Clusters(token, diversity, pool, owner)
+def fill(
+    draft: _Draft, registers: Tensor, pool: Tensor, segment: Tensor, segments: int, options: RegDOptions, walk: bool
+) -> None:
+    """Step 3: cluster the pool in order and choose the most diverse centres (Eq. 6) for the places set free.
+
+    First inside each segment, then (`strict_budget`) the rest over all segments.
+    """
+    if not len(pool):
+        return
+    where, features = segment[pool], draft.features[pool]
+    leader = run_leaders(features, where, options.tau_cluster, options.cluster_reference, walk=walk)
+    is_leader = leader == torch.arange(len(pool), device=pool.device)
+    size = torch.zeros(len(pool), device=pool.device).index_add_(0, leader, torch.ones_like(where, dtype=torch.float))
+    place, center = _centers(features, leader, size, options.cluster_center)
+
+    is_pivot = draft.role[registers] >= 0
+    unit = F.normalize(draft.features[registers], dim=-1) * is_pivot[:, None]
+    pivots = torch.zeros(segments, device=pool.device).index_add_(0, segment[registers], is_pivot.float())
+    typical = unit.new_zeros(segments, unit.shape[1]).index_add_(0, segment[registers], unit)
+    typical = typical / pivots[:, None].clamp(min=1)  # mean direction of a segment's pivots
+    likeness = (F.normalize(center, dim=-1) * typical[where]).sum(-1)
+    diversity = (1 - likeness + options.beta * size).masked_fill(~is_leader, -torch.inf)
+
+    deficit = torch.zeros_like(pivots).index_add_(0, segment[registers], (~is_pivot).float())
+    chosen = is_leader & (rank_within(diversity, where) < deficit[where])
+    if options.strict_budget:
+        missing = deficit.sum() - chosen.sum()
+        rest = diversity.masked_fill(chosen, -torch.inf)
+        chosen |= (rest > -torch.inf) & (rank_within(rest, torch.zeros_like(where)) < missing)
+    if options.cluster_center == "mean":
+        draft.merge(pool, pool[leader], chosen[leader])
+    filled = torch.where(chosen, int(Role.FILLED), -1).to(torch.int8)
+    draft.role.scatter_reduce_(0, pool[place], filled, "amax")
 
 
-def take(draft: _Draft, clusters: _Clusters, count: int, options: RegDOptions) -> _Clusters:
-    """Step 3b: choose the `count` most diverse clusters as fillers; return those not chosen."""
-    chosen = torch.zeros(len(clusters.token), dtype=torch.bool, device=clusters.token.device)
-    chosen[top_k(clusters.diversity, count)] = True
-    draft.role[clusters.token[chosen]] = int(Role.FILLED)
-    if options.cluster_center == "mean" and bool(chosen.any()):
-        inside = chosen[clusters.owner]
-        draft.merge(clusters.members[inside], clusters.token[clusters.owner[inside]])
-    renumbered = chosen.logical_not().cumsum(0) - 1
-    outside = ~chosen[clusters.owner]
-    return _Clusters(
-        clusters.token[~chosen],
-        clusters.diversity[~chosen],
-        clusters.members[outside],
-        renumbered[clusters.owner[outside]],
-    )
+def _centers(features: Tensor, leader: Tensor, size: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """For every leader the place [p] of its cluster's centre in the pool and the centre [p, df]."""
+    index = torch.arange(len(leader), device=leader.device)
+    if kind == "first":
+        return index, features
+    mean = torch.zeros_like(features).index_add_(0, leader, features) / size[:, None].clamp(min=1)
+    if kind == "mean":
+        return index, mean
+    likeness = F.cosine_similarity(features, mean[leader], dim=-1)
+    best = torch.full_like(likeness, -torch.inf).scatter_reduce_(0, leader, likeness, "amax")
+    among = torch.where(likeness == best[leader], index, len(index))
+    medoid = torch.full_like(index, len(index)).scatter_reduce_(0, leader, among, "amin")
+    place = torch.where(leader == index, medoid, index)
+    return place, features[place]
 
 
-def repair(draft: _Draft, leftover: list[_Clusters], scores: Tensor, budget: int, options: RegDOptions) -> None:
-    """Refill what segments could not: remaining clusters of all segments by diversity, then tokens by score."""
-    missing = budget - int((draft.role >= 0).sum())
-    if missing and leftover:
-        offsets = torch.tensor([0, *(len(c.token) for c in leftover)]).cumsum(0).tolist()
-        everywhere = _Clusters(
-            torch.cat([c.token for c in leftover]),
-            torch.cat([c.diversity for c in leftover]),
-            torch.cat([c.members for c in leftover]),
-            torch.cat([c.owner + offset for c, offset in zip(leftover, offsets[:-1], strict=True)]),
-        )
-        missing -= min(missing, len(everywhere.token))
-        take(draft, everywhere, budget - int((draft.role >= 0).sum()), options)
-    if missing:
-        free = scores.masked_fill(draft.role >= 0, -torch.inf)
-        draft.role[top_k(free, missing)] = int(Role.FILLED)
+def rank_within(values: Tensor, group: Tensor) -> Tensor:
+    """Rank [p] of each value, highest first, within its group (ascending [p]); of equal values the lower index wins."""
+    order = torch.sort(values, descending=True, stable=True).indices
+    order = order[torch.sort(group[order], stable=True).indices]
+    position = torch.arange(len(values), device=values.device)
+    return torch.empty_like(order).index_copy_(0, order, position) - torch.searchsorted(group, group)
+
+
+def repair(draft: _Draft, scores: Tensor, budget: int) -> None:
+    """Fill what clusters could not: the best-scored tokens not chosen yet, up to `budget` tokens in all."""
+    free = draft.role < 0
+    missing = budget - (~free).sum()
+    rank = rank_within(scores.masked_fill(~free, -torch.inf), torch.zeros_like(draft.merged_into))
+    draft.role = torch.where(free & (rank < missing), int(Role.FILLED), draft.role).to(torch.int8)
+
+
+def _ends(draft: _Draft) -> Tensor:
+    """Where each token's average ended up [v]: its owner may itself have been absorbed, or be gone."""
+    target = draft.merged_into
+    onward = target[target.clamp(min=0)]
+    ends = torch.where((target >= 0) & (onward >= 0), onward, target)
+    gone = (draft.role >= 0) | (draft.role[ends.clamp(min=0)] < 0)
+    return ends.masked_fill(gone, -1)
