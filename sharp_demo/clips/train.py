@@ -288,7 +288,7 @@ def _finish(run: Training, out: Path) -> None:
     heldout = list(judge(saved, processor, "heldout", range(recipe.heldout_clips)))
     card["kinds"] = kinds
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    run.say({"event": "validation", "shipped_kinds": kinds, **tables(validation)})
+    run.say({"event": "validation", "shipped_kinds": kinds, "shipped": tables(validation, kinds), **tables(validation)})
     run.say({"event": "heldout", "shipped": tables(heldout, kinds), "all": tables(heldout)})
     parameters = sum(p.numel() for p in saved.parameters())
     write_card(folder, run.family, recipe, run.log, parameters=parameters)

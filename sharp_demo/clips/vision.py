@@ -138,9 +138,9 @@ class Heads(nn.Module):
 def tower_batch(rng: np.random.Generator, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """`size` crowded intervals: frames uint8 [size, count, 112, 112, 3] and labels [size, 49, 5]."""
     pairs = [(crowded(rng), 1) for _ in range(size)]
-    frames = interval_frames(pairs, count).astype(np.float32)
+    clean = interval_frames(pairs, count)
     gain = rng.uniform(0.94, 1.06, (size, 1, 1, 1, 1))
-    frames = frames * gain + rng.normal(0, NOISE, frames.shape)
+    frames = clean * gain + rng.normal(0, NOISE, clean.shape)
     return np.clip(frames, 0, 255).astype(np.uint8), np.stack([labels(*pair) for pair in pairs])
 
 
