@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -68,7 +69,7 @@ class Run:
     ----------
     layout : where the N visual tokens sit; None until a prompt with a video was seen.
     kept, role : [k] slots (0..N-1) that survived all stages, ascending, and their `Role` values.
-    merged_into : [N] slot each token was averaged into, -1 for none.
+    merged_into : [N] kept slot each token was averaged into (over all stages), -1 for none.
     scores : name -> [N] fp32, the scores the method selected by ("raw", "bias", "debiased").
     segments : [first, end) layout frames of each segment; empty without segmentation.
     visual_per_layer : visual tokens that entered each decoder layer.
@@ -249,10 +250,19 @@ class Prefill(Pass):
             self.rotary = cos.index_select(1, index), sin.index_select(1, index)
             self.text = torch.searchsorted(index, self.text)
             self.order, self.rows, self.slots = self.order[index], new_rows, self.slots[kept]
+            self.run.merged_into = _final_targets(self.run.merged_into, self.slots)
             role = torch.zeros_like(kept, dtype=torch.int8) if selection.role is None else selection.role.to(torch.int8)
         self.run.kept, self.run.role = self.slots, role
         layers = len(self.run.visual_per_layer)
         self.run.visual_per_layer[first_layer:] = [len(kept)] * (layers - first_layer)
+
+
+def _final_targets(merged_into: Tensor, alive: Tensor) -> Tensor:
+    """Follow merges [N] into tokens that a later stage merged on; -1 where the last one was dropped."""
+    onward = merged_into[merged_into.clamp(min=0)]
+    target = torch.where((merged_into >= 0) & (onward >= 0), onward, merged_into)
+    lives = torch.zeros_like(merged_into, dtype=torch.bool).index_fill(0, alive, True)
+    return torch.where(lives[target.clamp(min=0)], target, -1)
 
 
 @dataclass
@@ -310,6 +320,26 @@ def run_layers(
         rows.hidden = rows.hidden + layer.mlp(layer.post_attention_layernorm(rows.hidden))
 
 
+@dataclass(frozen=True)
+class Shrunk:
+    """Noted on a cache whose first layer lost rows: its length, which all others count by, is short from then on.
+
+    `held` rows of that layer reach up to the position id `last`.
+    """
+
+    held: int
+    last: int
+
+    def check(self, length: int, position_ids: Tensor | None) -> None:
+        """Raise UnsupportedError unless the new tokens' positions follow the `length` rows that are cached now."""
+        expected = self.last + 1 + length - self.held
+        if position_ids is None or int(position_ids.flatten(0, -2)[-1, 0]) != expected:
+            raise UnsupportedError(
+                "The first layer's cache was pruned too, so its length no longer counts the conversation: continue it "
+                f"with the new tokens only and their position_ids, from {expected} on."
+            )
+
+
 def _lengths(cache: Any) -> set[int]:
     return {int(layer.get_seq_length()) for layer in cache.layers}
 
@@ -339,6 +369,14 @@ class _Runtime:
         self.run, self.tools = run, tools
         self.original = self.lm.forward
         self._layout: VisualLayout | None = None
+
+    def refuse_partial_prompts(self, mode: GenerationMode, config: GenerationConfig) -> None:
+        """Refuse what would end the first pass elsewhere than at the prompt's last token, which methods score with."""
+        if self.run.method.active and (mode == GenerationMode.ASSISTED_GENERATION or config.prefill_chunk_size):
+            raise UnsupportedError(
+                "Pruning needs the prompt in one pass that ends with it: no assisted or prompt-lookup decoding, "
+                "no prefill_chunk_size."
+            )
 
     def see_inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note where the video is: the text model itself is handed embeddings only."""
@@ -371,6 +409,8 @@ class _Runtime:
         if bool((ids != ids[:1]).any()):
             raise UnsupportedError("Pruning needs the same prompt in every row of the batch (beams, samples).")
         self._layout = visual_layout(self.config, first, grid)
+        if int(self._layout.index[-1]) == len(first) - 1:
+            raise UnsupportedError("Pruning scores with the prompt's last token: text must follow the video.")
         self.tools.prompt_ids = tuple(first.tolist())
         self.tools.positions = None if positions is None else positions.cpu()
 
@@ -391,6 +431,8 @@ class _Runtime:
             self.run.begin(layout, len(lm.layers))
         prune = layout is not None and method.active
         ragged = cache is not None and len(_lengths(cache)) > 1
+        if getattr(cache, "shrunk", None) is not None and (held := int(cache.layers[0].get_seq_length())):
+            cache.shrunk.check(held, position_ids)
         if not prune and not ragged:
             return self.original(
                 input_ids=input_ids,
@@ -409,12 +451,16 @@ class _Runtime:
             method.check(len(lm.layers))
             if hidden.shape[0] > 1 and bool((hidden != hidden[:1]).any()):
                 raise UnsupportedError("Pruning needs the same video in every row of the batch.")
-        rotary = lm.rotary_emb(hidden, _positions(lm, position_ids, hidden, cache))
+        positions = _positions(lm, position_ids, hidden, cache)
+        rotary = lm.rotary_emb(hidden, positions)
         collected: list[Tensor] | None = [] if kwargs.pop("output_hidden_states", False) else None
         rows: Pass = Prefill(lm, hidden, rotary, cache, self.run, self.tools) if prune else Pass(hidden, rotary)
         run_layers(lm.layers, rows, cache, lm.config, collected, use_cache=use_cache, **kwargs)
         if isinstance(rows, Prefill):
             method.after_prefill(rows)
+            held = int(cache.layers[0].get_seq_length())
+            whole = held == hidden.shape[1]
+            cache.shrunk = None if whole else Shrunk(held, int(positions[..., -1].max()))
         last = lm.norm(rows.hidden)
         return BaseModelOutputWithPast(
             last_hidden_state=last,
@@ -467,14 +513,20 @@ def attached(
     def forward(lm: nn.Module, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
         return runtime.forward(lm, *args, **kwargs)
 
+    def validate(mode: GenerationMode, config: GenerationConfig, *args: Any) -> None:
+        runtime.refuse_partial_prompts(mode, config)
+        type(model)._validate_generation_mode(model, mode, config, *args)
+
     forward._prunes = True  # type: ignore[attr-defined]
     before = lm.__dict__.get("forward")
     lm.forward = MethodType(forward, lm)
+    model._validate_generation_mode = validate  # the one place where `generate` has decided how it will call the model
     hook = core.register_forward_pre_hook(runtime.see_inputs, with_kwargs=True)
     try:
         yield run
     finally:
         hook.remove()
+        del model._validate_generation_mode
         if before is None:
             del lm.forward
         else:

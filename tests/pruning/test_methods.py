@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -15,9 +16,9 @@ from sharp_demo.errors import MethodError, UnsupportedError
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.feather import Feather, budgeted_grid, uniform_grid
 from sharp_demo.pruning.floors import Latest, Random, Uniform
-from sharp_demo.pruning.method import top_k
+from sharp_demo.pruning.method import Method, top_k
 from sharp_demo.pruning.registry import list_methods, make_method, method_class
-from sharp_demo.pruning.runtime import Prefill, Role
+from sharp_demo.pruning.runtime import Prefill, Role, Selection
 from sharp_demo.pruning.schedule import budget, method_schedule
 from sharp_demo.pruning.sharp import ShaRP
 from tests.pruning.prompts import Prompt, greedy, scenes
@@ -172,6 +173,66 @@ def test_refusals_say_why(prompt: Prompt) -> None:
         with pytest.raises(UnsupportedError, match="already attached"), FastV()(model):
             pass
         forward(prompt)
+
+
+@pytest.mark.parametrize("parts", [{"prompt_lookup_num_tokens": 3}, {"prefill_chunk_size": 90}])
+def test_prompts_that_come_in_parts_are_refused(parts: dict, prompt: Prompt) -> None:
+    """Candidates after the prompt, or a piece of it, would end in another last token than the one that scores."""
+    answer = {"max_new_tokens": 2, "do_sample": False, "eos_token_id": -1, **parts}
+    expected = prompt.model.generate(**prompt.inputs(), **answer)
+    with FastV(retention=1.0)(prompt.model):
+        assert torch.equal(prompt.model.generate(**prompt.inputs(), **answer), expected)
+    with FastV(retention=0.3)(prompt.model), pytest.raises(UnsupportedError, match="in one pass"):
+        prompt.model.generate(**prompt.inputs(), **answer)
+    assert "_validate_generation_mode" not in vars(prompt.model)
+
+
+def test_a_prompt_that_ends_with_its_video_is_refused(tiny_qwen: Backbone) -> None:
+    prompt = Prompt(tiny_qwen)
+    end = int(prompt.layout.index[-1]) + 1
+    inputs = prompt.inputs()
+    cut = {name: inputs[name][..., :end] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    with FastV(retention=0.3)(prompt.model), pytest.raises(UnsupportedError, match="text must follow the video"):
+        forward(prompt, **cut, position_ids=inputs["position_ids"][..., :end])
+
+
+@pytest.mark.parametrize("method", [Uniform(retention=0.9, layer=0), ShaRP(retention=0.9, prune_layer0_kv=True)])
+def test_a_cache_whose_length_is_short_is_continued_right_or_not_at_all(method: Method, prompt: Prompt) -> None:
+    """`generate` slices a longer conversation by the first layer's length, and would feed old tokens again."""
+    model = prompt.model
+    with method(model, prompt.backbone.processor):
+        greedy(prompt)  # steps and a second turn with positions of their own go on
+        first = model.generate(
+            **prompt.inputs(), max_new_tokens=3, do_sample=False, return_dict_in_generate=True, eos_token_id=-1
+        )
+        turn = torch.cat((first.sequences, torch.arange(5)[None] + 9), 1)
+        with pytest.raises(UnsupportedError, match="new tokens only and their position_ids"):
+            model.generate(input_ids=turn, past_key_values=first.past_key_values, max_new_tokens=2, do_sample=False)
+        with pytest.raises(UnsupportedError, match="new tokens only"), torch.no_grad():
+            model(input_ids=turn[:, -6:-5], past_key_values=first.past_key_values)
+
+
+@dataclass(frozen=True)
+class MergeTwice(Method):
+    """Before layer 1 every odd token goes into the one before it; before layer 2 slot 0 into slot 2; slot 4 is lost."""
+
+    name = "merge-twice"
+    title = "Merge twice"
+
+    def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
+        v = torch.arange(len(prefill.rows))
+        if layer == 1:
+            return Selection(v[::2], merged_into=torch.where(v % 2 == 1, v - 1, -1))
+        if layer == 2:
+            return Selection(v[[1, *range(3, len(v))]], merged_into=torch.where(v == 0, 1, -1))
+        return None
+
+
+def test_merges_of_several_stages_name_the_token_that_lives(prompt: Prompt) -> None:
+    with MergeTwice()(prompt.model) as run:
+        forward(prompt)
+    assert run.merged_into[:8].tolist() == [2, 2, -1, 2, -1, -1, -1, 6]
+    assert set(run.merged_into[run.merged_into >= 0].tolist()) <= set(run.kept.tolist())
 
 
 def test_different_videos_in_one_batch_are_refused(tiny_llava: Backbone) -> None:
