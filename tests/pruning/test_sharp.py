@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor
 
 from sharp_demo.backbones.features import encode_video
-from sharp_demo.backbones.load import Backbone
+from sharp_demo.backbones.load import Backbone, load
+from sharp_demo.backbones.tiny import TinyShape, write_checkpoint
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharp import method as sharp_method
 from sharp_demo.pruning.sharp.bias import BiasCache, BlackRows
 from sharp_demo.pruning.sharp.segments import frame_means, segment_frames, token_bounds
+from sharp_demo.settings import Settings
 from tests.pruning.prompts import Prompt, greedy, scenes
 
 
@@ -159,6 +162,29 @@ def test_bias_cache_keeps_apart_what_differs(tiny: Backbone) -> None:
         assert run(prompt, ShaRP(retention=0.3, **options), cache=cache).bias_cold
     assert len(cache) == 4
     assert not run(eight, ShaRP(retention=0.1, penalty=0.3), cache=cache).bias_cold
+
+
+def test_bias_cache_serves_no_other_model_or_processor(tiny: Backbone, tmp_path: Path, cpu_settings: Settings) -> None:
+    other = load(str(write_checkpoint(tmp_path / "other", tiny.family, TinyShape(), seed=1)), cpu_settings)
+    darker = replace(tiny.processor, video=replace(tiny.processor.video, image_mean=(0.1, 0.2, 0.3)))
+    cache = BiasCache()
+    run(Prompt(tiny), ShaRP(retention=0.3), cache=cache)
+    for backbone in (other, replace(tiny, processor=darker)):
+        prompt = Prompt(backbone)
+        fresh, shared = (run(prompt, ShaRP(retention=0.3), cache=c).scores["bias"] for c in (None, cache))
+        assert torch.equal(fresh, shared)
+
+
+def test_bias_cache_holds_no_autograd_graph(tiny: Backbone) -> None:
+    prompt, cache = Prompt(tiny), BiasCache()
+    tiny.model.requires_grad_(True)
+    try:
+        with ShaRP(retention=0.3)(prompt.model, tiny.processor, cache):
+            assert prompt.model(**prompt.inputs(), use_cache=True).logits.requires_grad
+    finally:
+        tiny.model.requires_grad_(False)
+    (black,) = cache._entries.values()
+    assert not black.keys.requires_grad
 
 
 def test_bias_cache_forgets_the_least_recently_used() -> None:

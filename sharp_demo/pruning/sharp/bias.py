@@ -10,6 +10,8 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -33,7 +35,7 @@ class BlackRows:
 
 
 class BiasCache:
-    """The `capacity` most recently used `BlackRows` of one model."""
+    """The `capacity` most recently used `BlackRows`; weights changed in place need a new one."""
 
     def __init__(self, capacity: int = 4) -> None:
         self.capacity = capacity
@@ -65,16 +67,23 @@ class _Masked(Pass):
 
 
 def bias_key(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...]) -> Hashable:
-    """Everything the black rows depend on beside the weights: one `BiasCache` serves one model."""
+    """Everything the black rows depend on; the model counts as what it was when it was first seen."""
     layout, tools, end = prefill.layout, prefill.tools, prefill.start + len(prefill.layout)
+    source = (ref(tools.model), preprocessing(tools.processor))
     positions = None if tools.positions is None else tools.positions[..., :end].numpy().tobytes()
     slots = None if len(prefill.slots) == len(layout) else tuple(prefill.slots.tolist())
     grid = (layout.frames, layout.rows, layout.cols)
     backend = prefill.config._attn_implementation
     where = (prefill.embeddings.dtype, str(prefill.embeddings.device), backend)
-    return (layer, hidden_prefix_layers, grid, slots, positions, tools.prompt_ids[: prefill.start], *where)
+    return (*source, layer, hidden_prefix_layers, grid, slots, positions, tools.prompt_ids[: prefill.start], *where)
 
 
+def preprocessing(processor: Any) -> VideoPreprocessor:
+    """The video preprocessing of a processor, ours or transformers'."""
+    return processor.video if isinstance(processor, Processor) else VideoPreprocessor.from_official(processor)
+
+
+@torch.no_grad()  # constants: a caller's autograd graph must not live on in the cache
 def black_rows(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...]) -> BlackRows:
     """Run text prefix and black video through the layers before `layer`; one layer over all rows for layer 1.
 
@@ -82,9 +91,9 @@ def black_rows(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ..
     The black video is one segment, so SegM changes nothing else about it.
     """
     tools, start, end = prefill.tools, prefill.start, prefill.start + len(prefill.rows)
-    ours = isinstance(tools.processor, Processor)
-    video = tools.processor.video if ours else VideoPreprocessor.from_official(tools.processor)
-    visual = black_features(tools.model, video, prefill.layout).to(prefill.embeddings)[prefill.slots]
+    visual = black_features(tools.model, preprocessing(tools.processor), prefill.layout).to(prefill.embeddings)[
+        prefill.slots
+    ]
     hidden = torch.cat((prefill.embeddings[:1, :start], visual[None]), 1)
     rotary = (prefill.rotary[0][:1, :end], prefill.rotary[1][:1, :end])
     span = Span(start, ((start, end),), prefix_visible=False)
