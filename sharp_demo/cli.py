@@ -1,4 +1,6 @@
-"""python -m sharp_demo compare | flops | doctor. Exit codes: 0 done, 2 bad input (one line on stderr), 1 our fault.
+"""python -m sharp_demo compare | evaluate | flops | doctor.
+
+Exit codes: 0 done, 2 bad input (one line on stderr), 1 our fault.
 
 Heavy imports stand inside the commands: `flops` and `--help` answer without loading torch.
 """
@@ -253,6 +255,55 @@ def _print_comparison(outcome: Outcome) -> None:
         console.print(table)
     for failure in outcome.failed:
         _say(f"{failure.label} did not run: {failure.message}", 1)
+
+
+# -- evaluate --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str | None, typer.Option(help="an embedded model's name, a hub id, or a local folder; several with commas")
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(help="all (methods, floors, oracles), ablation, or names with options: fastv,random:layer=1"),
+    ] = "all",
+    retention: Annotated[str, typer.Option(help="shares of visual tokens to keep, each in (0, 1]")] = (
+        "0.25,0.2,0.15,0.1,0.05,0.02"
+    ),
+    match: Annotated[
+        Match | None, typer.Option(help="equal tokens, or equal FLOPs (FastV's, K=2, at that retention); default: both")
+    ] = None,
+    questions: Annotated[int, typer.Option(help="questions to ask, five a clip")] = 400,
+    seed: Annotated[int, typer.Option(help="which clips of the split")] = 0,
+    split: Annotated[str, typer.Option(help="heldout, or validation for what is still to be decided")] = "heldout",
+    jobs: Annotated[int | None, typer.Option(help="processes to share the clips; default: the cores, up to 4")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="write all results to this file")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="write tables to this file")] = None,
+) -> None:
+    """Accuracy of methods, floors and oracles on synthetic clips, by retention, kind and place of the evidence."""
+    for path in (json_, markdown):
+        _check_output(path)
+    settings = _settings()
+    from transformers.utils import logging
+
+    from sharp_demo.bench.command import run
+
+    logging.disable_progress_bar()
+    run(
+        settings,
+        model=model,
+        methods=methods,
+        retention=retention,
+        match=match and match.value,
+        questions=questions,
+        seed=seed,
+        split=split,
+        jobs=jobs,
+        json_path=json_,
+        markdown_path=markdown,
+    )
 
 
 # -- doctor ----------------------------------------------------------------------------------------------------------

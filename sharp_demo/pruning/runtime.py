@@ -282,15 +282,17 @@ def run_layers(
     cache: DynamicCache,
     config: Any,
     hidden_states: list[Tensor] | None = None,
+    *,
+    first: int = 0,
     **kwargs: Any,
 ) -> None:
     """Run `rows` through decoder layers in place, appending to `cache`; causal, bottom-right aligned.
 
     The layer is written out because two hook points lie inside it; both text models share this structure.
-    `hidden_states`, when given, collects the input of every layer.
+    `hidden_states`, when given, collects the input of every layer. `first` is the model's number of `layers[0]`.
     """
     shape, mask = None, None
-    for i, layer in enumerate(layers):
+    for i, layer in enumerate(layers, first):
         rows.before_layer(i)
         if hidden_states is not None:
             hidden_states.append(rows.hidden)

@@ -1,0 +1,1 @@
+"""What the methods cost and what they keep: accuracy on synthetic clips, ablations, attention over time."""

@@ -1,0 +1,227 @@
+"""One clip, many questions, many methods: each computes only what the others have not.
+
+Rows before the question do not depend on it, and until its first prune a method computes what others compute. So
+selections that never look at the question run the video once per clip, and for the others each layer before the
+prune runs once per question and attention override. Answers are those of the plain path; tests compare both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from sharp_demo.backbones.features import VideoFeatures, encode_video
+from sharp_demo.backbones.layout import visual_layout
+from sharp_demo.backbones.load import Backbone
+from sharp_demo.clips.records import Question
+from sharp_demo.engine import end_tokens, suppress_placeholders
+from sharp_demo.errors import UnsupportedError
+from sharp_demo.pruning.attention import Rotary
+from sharp_demo.pruning.method import Method
+from sharp_demo.pruning.runtime import AttentionOverride, Pass, Prefill, Run, Tools, run_layers
+from sharp_demo.pruning.sharp.bias import BiasCache
+from sharp_demo.pruning.vanilla import Vanilla
+
+SLACK_TOKENS = 4  # a reply may be spelled with a few more tokens than the tokenizer spells the answer with
+
+Cached = tuple[tuple[Tensor, Tensor], ...]  # keys and values of each layer
+
+
+@dataclass
+class _State:
+    """All rows behind some layer, with its keys and values; what followed, by the next layer's override."""
+
+    hidden: Tensor
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    after: dict[Hashable, _State] = field(default_factory=dict)
+
+
+class Film:
+    """A video with its features, ready to be asked about.
+
+    Parameters
+    ----------
+    frames : uint8 [T, H, W, 3]. bias_cache : black-video biases of this model, shared by all its films.
+    """
+
+    def __init__(self, backbone: Backbone, frames: np.ndarray, bias_cache: BiasCache) -> None:
+        video = backbone.processor.video
+        self.backbone, self.bias_cache = backbone, bias_cache
+        self.frames, self.grid = len(frames), video.grid(*frames.shape[:3])
+        self.features: VideoFeatures = encode_video(backbone.model, video.pixels(frames))
+        self.start: _State | None = None  # the rows that precede the question
+        self.seen: dict[Method, tuple[Cached, Run]] = {}  # by selections that never look at the question
+
+    def prompt(self, question: str) -> dict[str, Tensor]:
+        """The prompt of a question about this film."""
+        return self.backbone.processor.prompt(question, frames=self.frames, grid=self.grid)
+
+
+class _Overridden(Pass):
+    """Rows on their way through one layer, with the override a method asked for."""
+
+    def __init__(self, hidden: Tensor, rotary: Rotary, override: AttentionOverride | None) -> None:
+        super().__init__(hidden, rotary)
+        self.override = override
+
+    def attention(self, layer: int) -> AttentionOverride | None:
+        return self.override
+
+
+class Asked:
+    """A film and a question, to be run with one method after another."""
+
+    def __init__(self, film: Film, question: str) -> None:
+        backbone, prompt = film.backbone, film.prompt(question)
+        self.film, self.model = film, backbone.model
+        self.tokenizer, self.decode = backbone.processor.tokenizer, backbone.processor.decode
+        self.lm = self.model.model.language_model
+        self.layout = visual_layout(self.model.config, prompt["input_ids"], prompt.get("video_grid_thw"))
+        ids = prompt["input_ids"].to(self.model.device)
+        hidden = self.lm.embed_tokens(ids)
+        hidden[ids == self.model.config.video_token_id] = film.features.features.to(hidden)
+        positions = prompt.get("position_ids")
+        # Of M-RoPE's four rows the last three rotate.
+        rows = torch.arange(ids.shape[1])[None] if positions is None else positions[-3:]
+        self.positions = rows.to(hidden.device)
+        self.rotary: Rotary = self.lm.rotary_emb(hidden, self.positions)
+        prefix = tuple(prompt["input_ids"][0].tolist())
+        self.tools = Tools(self.model, backbone.processor, film.bias_cache, prefix, positions)
+        self.ends = end_tokens(self.model, self.tokenizer)
+        self._start = _State(hidden)
+
+    @torch.inference_mode()
+    def prefill(self, method: Method) -> tuple[Tensor, DynamicCache, Run]:
+        """Run the prompt with a method; the next token's logits [vocab], the cache, and what was kept."""
+        method.check(len(self.lm.layers))
+        if not method.active:
+            method = Vanilla()
+        hidden, cache, run = self._rows(method, self._start, None) if method.question_aware else self._blind(method)
+        return self._logits(hidden[:, -1:])[0], cache, run
+
+    def is_right(self, method: Method, question: Question) -> tuple[bool, Run]:
+        """Whether the method's greedy reply is the question's answer, by `Question.correct`, and what it kept.
+
+        The answer is offered as a draft: as long as the greedy choice agrees with it, it is the greedy reply.
+        """
+        draft = self.tokenizer(question.answer, add_special_tokens=False).input_ids
+        logits, cache, run = self.prefill(method)
+        chosen = [int(logits.argmax())]
+        if chosen[0] == draft[0]:
+            chosen += self._feed(draft, cache, step=0).argmax(-1).tolist()
+        agreed = next((i for i, token in enumerate(draft) if chosen[i] != token), len(draft))
+        if chosen[agreed] in self.ends:
+            return question.correct(self.decode(draft[:agreed])), run
+        so_far = self.decode([*draft[:agreed], chosen[agreed]])
+        if not _plain(question.answer).startswith(_plain(so_far)):
+            return False, run
+        return question.correct(self.reply(method, len(draft) + SLACK_TOKENS)), run
+
+    def reply(self, method: Method, max_new_tokens: int) -> str:
+        """The greedy reply, token by token."""
+        logits, cache, _ = self.prefill(method)
+        ids: list[int] = []
+        token = int(logits.argmax())
+        while token not in self.ends and len(ids) < max_new_tokens:
+            ids.append(token)
+            token = int(self._feed([token], cache, step=len(ids) - 1)[-1].argmax())
+        return self.decode(ids)
+
+    # -- pieces --------------------------------------------------------------------------------------------------
+
+    def _blind(self, method: Method) -> tuple[Tensor, DynamicCache, Run]:
+        """The rows after the video, on what a selection that never looks at them kept of the video."""
+        end, layers = int(self.layout.index[-1]) + 1, self.lm.layers
+        if method not in self.film.seen:
+            if self.film.start is None:
+                self.film.start = _State(self._start.hidden[:, :end])
+            _, cache, run = self._rows(method, self.film.start, end)
+            self.film.seen[method] = tuple((layer.keys, layer.values) for layer in cache.layers), run
+        cached, run = self.film.seen[method]
+        cache, state = DynamicCache(config=self.lm.config), self._start
+        # The first layers on everything are shared with the other methods, unless those are all there are.
+        first = self._shared_layers(method) % len(layers)
+        for layer in range(first):
+            state = self._step(state, layer, None, slice(None))
+            cache.update(state.keys, state.values, layer)
+        for layer in range(first, len(layers)):
+            cache.update(*cached[layer], layer)
+        question = Pass(state.hidden[:, end:], _cut(self.rotary, slice(end, None)))
+        run_layers(layers[first:], question, cache, self.lm.config, first=first)
+        return question.hidden, cache, run
+
+    def _rows(self, method: Method, state: _State, end: int | None) -> tuple[Tensor, DynamicCache, Run]:
+        """The prompt's rows up to `end`, whose embeddings are `state`, with a method."""
+        part = slice(end)
+        run, cache = self._begin(method)
+        rows = Prefill(self.lm, state.hidden, _cut(self.rotary, part), cache, run, self.tools)
+        shared = self._shared_layers(method)
+        for layer in range(shared):
+            rows.before_layer(layer)
+            if len(rows.rows) < len(self.layout):
+                raise UnsupportedError(f"{method.name} dropped tokens before the first stage of its schedule.")
+            state = self._step(state, layer, rows.attention(layer), part)
+            cache.update(state.keys, state.values, layer)
+            rows.hidden = state.hidden
+        run_layers(self.lm.layers[shared:], rows, cache, self.lm.config, first=shared)
+        method.after_prefill(rows)
+        return rows.hidden, cache, run
+
+    def _begin(self, method: Method) -> tuple[Run, DynamicCache]:
+        run = Run(method, self.model.device)
+        run.begin(self.layout, len(self.lm.layers))
+        return run, DynamicCache(config=self.lm.config)
+
+    def _shared_layers(self, method: Method) -> int:
+        """Layers that run on every visual token, so that their states can be shared."""
+        if type(method).after_attention is not Method.after_attention:
+            return 0  # it may drop inside a layer
+        layers = len(self.lm.layers)
+        return min((layer for layer, _ in method.schedule(layers, len(self.layout))), default=layers)
+
+    def _step(self, state: _State, layer: int, override: AttentionOverride | None, part: slice) -> _State:
+        key = _key(override)
+        if key not in state.after:
+            cache = DynamicCache(config=self.lm.config)
+            rows = _Overridden(state.hidden, _cut(self.rotary, part), override)
+            run_layers([self.lm.layers[layer]], rows, cache, self.lm.config, first=layer)
+            state.after[key] = _State(rows.hidden, cache.layers[layer].keys, cache.layers[layer].values)
+        return state.after[key]
+
+    @torch.inference_mode()
+    def _feed(self, tokens: Sequence[int], cache: DynamicCache, step: int) -> Tensor:
+        """Append tokens that stand `step` behind the prompt's end; the logits after each, [m, vocab]."""
+        ids = torch.tensor([list(tokens)], device=self.model.device)
+        offsets = torch.arange(1 + step, 1 + step + len(tokens), device=self.model.device)
+        hidden = self.lm.embed_tokens(ids)
+        rows = Pass(hidden, self.lm.rotary_emb(hidden, self.positions[..., -1:] + offsets))
+        run_layers(self.lm.layers, rows, cache, self.lm.config)
+        return self._logits(rows.hidden)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits [m, vocab] of the last layer's rows [1, m, d]."""
+        logits: Any = self.model.lm_head(self.lm.norm(hidden))[0]
+        return suppress_placeholders(self.model, logits.T).T
+
+
+def _key(override: AttentionOverride | None) -> Hashable:
+    """What an override computes; two that cannot be told to be the same are different."""
+    if isinstance(override, partial) and not override.args:
+        return (override.func, tuple(sorted(override.keywords.items())))
+    return override
+
+
+def _cut(rotary: Rotary, part: slice) -> Rotary:
+    return rotary[0][:, part], rotary[1][:, part]
+
+
+def _plain(text: str) -> str:
+    return text.strip().rstrip(".").lower()

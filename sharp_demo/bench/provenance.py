@@ -1,0 +1,78 @@
+"""What a result was made with: commit, versions, machine and the model's very bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sharp_demo.backbones.load import Backbone
+from sharp_demo.engine import versions
+from sharp_demo.settings import ROOT
+
+
+def provenance(backbone: Backbone) -> dict[str, Any]:
+    """JSON-ready: commit (with "+changes" where tracked code differs), versions, machine, model."""
+    info = backbone.info
+    return {
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+        "model": {
+            "name": info.name,
+            "trained": info.trained,
+            "parameters": info.parameters,
+            "weights_sha256": weights_digest(backbone.folder),
+            "device": info.device,
+            "dtype": info.dtype,
+            "attention_backend": info.attention_backend,
+        },
+    }
+
+
+def commit(root: Path = ROOT) -> str | None:
+    """The commit of the code that runs; None outside a git checkout."""
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "sharp_demo", "assets")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+changes" if changed else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.strip()
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and threads; no host name."""
+    described = {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        described["gpu"] = torch.cuda.get_device_name()
+    return described
+
+
+def cpu_model() -> str:
+    """The processor's name, as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over all safetensors of a checkpoint, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,41 @@
+"""Confidence intervals by clip: questions of one clip are not independent, so clips are what is resampled."""
+
+from __future__ import annotations
+
+import numpy as np
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+Interval = tuple[float, float]
+
+
+class ClipBootstrap:
+    """Resamples of the clips, the same for every method, so that differences are paired.
+
+    Parameters
+    ----------
+    clips : [n] clip of each question (any labels). seed : of the resamples.
+    """
+
+    def __init__(self, clips: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> None:
+        _, self._clip = np.unique(clips, return_inverse=True)
+        self.clips = int(self._clip.max()) + 1
+        rng = np.random.default_rng(seed)
+        self._weights = rng.multinomial(self.clips, np.full(self.clips, 1 / self.clips), size=resamples)  # [B, clips]
+        self._sizes = self._per_clip(np.ones(len(clips)))
+
+    def mean_interval(self, values: np.ndarray) -> Interval:
+        """95 % percentile interval of the mean of values [n], one per question."""
+        means = self._weights @ self._per_clip(values) / (self._weights @ self._sizes)
+        tail = (1 - LEVEL) / 2
+        low, high = np.quantile(means, [tail, 1 - tail])
+        return float(low), float(high)
+
+    def difference(self, values: np.ndarray, reference: np.ndarray) -> tuple[float, Interval]:
+        """Mean of values - reference, paired by question, and its interval."""
+        gaps = values - reference
+        return float(gaps.mean()), self.mean_interval(gaps)
+
+    def _per_clip(self, values: np.ndarray) -> np.ndarray:
+        return np.bincount(self._clip, weights=values, minlength=self.clips)
