@@ -404,7 +404,7 @@ class Engine:
                     scores={name: finite(values) for name, values in run.scores.items()},
                     segments=[list(segment) for segment in run.segments],
                     latency_ms=latencies(shared, timed, decode_ms, steps),
-                    tflops=self._tflops(loaded, method, run, length, timed[0].cold),
+                    tflops=prefill_tflops(loaded.shape, method, run, length, timed[0].cold),
                     memory={"kv_bytes": kv_bytes, "peak_bytes": peak},
                     device=str(model.device),
                     dtype=str(model.dtype).removeprefix("torch."),
@@ -415,32 +415,6 @@ class Engine:
                     notes=[backbone.info.note] if backbone.info.note else [],
                 ),
             )
-
-    @staticmethod
-    def _tflops(loaded: _Loaded, method: Method, run: Run, length: int, cold: bool) -> dict[str, float]:
-        assert run.layout is not None
-        n, prefix = len(run.layout), int(run.layout.index[0])
-        text = length - n
-        extra = {}
-        if method.active:
-            extra = overhead_macs(
-                method.name, loaded.shape, n, method.retention, text, prefix, {**config_of(method), "paper_mode": False}
-            )
-        if not cold:
-            extra.pop("bias_setup", None)
-        masked = bool(run.segments) and getattr(method, "segm", False)
-        bounds = token_bounds(run.layout.frame, run.segments) if masked else []
-        return {
-            "paper": paper_tflops(loaded.shape, run.visual_per_layer),
-            "exact": exact_tflops(
-                loaded.shape,
-                run.visual_per_layer,
-                text,
-                prefix_tokens=prefix,
-                segments=[b - a for a, b in bounds],
-                extra_macs=sum(extra.values()),
-            ),
-        }
 
 
 # -- pieces, each a function of its arguments --------------------------------------------------------------------
@@ -463,6 +437,33 @@ def decode_step(model: Any, token: int, cache: DynamicCache, positions: Tensor) 
     ids = torch.tensor([[token]], device=model.device)
     output = model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
     return suppress_placeholders(model, output.logits[0, -1])
+
+
+def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, cold: bool) -> dict[str, float]:
+    """TFLOPs of one prefill that `run` describes, in both conventions of `cost`; `cold`: it made the bias's cache."""
+    assert run.layout is not None
+    n, prefix = len(run.layout), int(run.layout.index[0])
+    text = length - n
+    extra = {}
+    if method.active:
+        extra = overhead_macs(
+            method.name, shape, n, method.retention, text, prefix, {**config_of(method), "paper_mode": False}
+        )
+    if not cold:
+        extra.pop("bias_setup", None)
+    masked = bool(run.segments) and getattr(method, "segm", False)
+    bounds = token_bounds(run.layout.frame, run.segments) if masked else []
+    return {
+        "paper": paper_tflops(shape, run.visual_per_layer),
+        "exact": exact_tflops(
+            shape,
+            run.visual_per_layer,
+            text,
+            prefix_tokens=prefix,
+            segments=[b - a for a, b in bounds],
+            extra_macs=sum(extra.values()),
+        ),
+    }
 
 
 def suppress_placeholders(model: Any, logits: Tensor) -> Tensor:

@@ -49,6 +49,10 @@ class BiasCache:
             self._entries.move_to_end(key)
         return self._entries.get(key)
 
+    def items(self) -> list[tuple[Hashable, BlackRows]]:
+        """What is cached, the least recently used first."""
+        return list(self._entries.items())
+
     def put(self, key: Hashable, rows: BlackRows) -> None:
         self._entries[key] = rows
         while len(self._entries) > self.capacity:

@@ -120,11 +120,12 @@ class ShaRP(Method):
             registers = top_k(scores, min(budget(self.retention, len(prefill.layout)), len(scores)))
         if not self.regd:
             return Selection(registers, registers.new_full(registers.shape, int(Role.REGISTER)))
-        starts = torch.tensor([first for first, _ in prefill.run.segments], device=scores.device)
-        segment = torch.searchsorted(starts, prefill.frames, right=True) - 1
-        hidden = prefill.hidden[0, prefill.rows]
+        with prefill.stage("pre-filter"):
+            starts = torch.tensor([first for first, _ in prefill.run.segments], device=scores.device)
+            segment = torch.searchsorted(starts, prefill.frames, right=True) - 1
+            hidden = prefill.hidden[0, prefill.start : prefill.start + len(prefill.rows)]
+            features = self._features(prefill, hidden)
         options = RegDOptions(**{option.name: getattr(self, option.name) for option in fields(RegDOptions)})
-        features = self._features(prefill, hidden)
         return refine(hidden, features, segment, len(starts), scores, registers, options, prefill.stage)
 
     def after_prefill(self, prefill: Prefill) -> None:

@@ -130,36 +130,37 @@ def reachable(pointers: Tensor, segment: Tensor) -> Tensor:
     return mark[:m].bool()
 
 
-def nearest_register(unit: Tensor, registers: Tensor, segment: Tensor, *, walk: bool) -> tuple[Tensor, Tensor]:
+def nearest_register(
+    tokens: Tensor, registers: Tensor, of_token: Tensor, of_register: Tensor, *, walk: bool
+) -> tuple[Tensor, Tensor]:
     """The most similar register of each token's own segment.
 
     Parameters
     ----------
-    unit : [v, d] normalised features. registers : [K] ascending token indices. segment : [v] ascending.
+    tokens, registers : [m, d] and [K, d] normalised features. of_token, of_register : [m] and [K] ascending segments.
     walk : one matrix product per segment; otherwise blocks of rows against all registers.
 
     Returns
     -------
-    [v] similarity (-inf where the segment has no register) and [v] index into `registers`.
+    [m] similarity (-inf where the segment has no register) and [m] which register, 0..K-1.
     """
-    nearest = torch.full((len(unit),), -torch.inf, device=unit.device)
-    owner = torch.zeros(len(unit), dtype=torch.long, device=unit.device)
-    of_register = segment[registers]
+    nearest = torch.full((len(tokens),), -torch.inf, device=tokens.device)
+    owner = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
     if walk:
-        sizes = segment.bincount()
+        sizes = of_token.bincount(minlength=int(of_register[-1]) + 1)
         counts = of_register.bincount(minlength=len(sizes))
         a = first = 0
         for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
-            tokens, own = slice(a, a + size), registers[first : first + count]
+            own = slice(a, a + size)
             if size and count:
-                nearest[tokens], best = (unit[tokens] @ unit[own].T).max(-1)
-                owner[tokens] = best + first
+                nearest[own], best = (tokens[own] @ registers[first : first + count].T).max(-1)
+                owner[own] = best + first
             a, first = a + size, first + count
         return nearest, owner
-    for a in range(0, len(unit), ROW_BLOCK):
+    for a in range(0, len(tokens), ROW_BLOCK):
         rows = slice(a, a + ROW_BLOCK)
-        likeness = unit[rows] @ unit[registers].T
-        nearest[rows], owner[rows] = likeness.masked_fill(segment[rows, None] != of_register, -torch.inf).max(-1)
+        likeness = tokens[rows] @ registers.T
+        nearest[rows], owner[rows] = likeness.masked_fill(of_token[rows, None] != of_register, -torch.inf).max(-1)
     return nearest, owner
 
 
@@ -176,21 +177,23 @@ class _Draft:
     merged_into: Tensor  # [v] token it was averaged into, -1 for none
     role: Tensor  # [v] Role of a chosen token, -1 for tokens not chosen
 
-    def merge(self, members: Tensor, owners: Tensor, counts: Tensor) -> None:
-        """Average members [m] into their owners [m] (token indices); `counts` [m] bool says which ones take part.
+    def merge(self, members: Tensor, leader: Tensor, counts: Tensor) -> None:
+        """Average members [m] (token indices) into their leaders; `counts` [m] bool says which ones take part.
 
-        Every owner is a member of itself. Only owners with at least two members change.
+        `leader` [m] is the place of each member's leader among the members; a leader leads itself. Only leaders with
+        at least two members change.
         """
-        weight = self.weight[members] * counts
-        total = torch.zeros_like(self.weight).index_add_(0, owners, weight)
-        changed = (total > self.weight)[owners] & (members == owners)
+        before = self.weight[members]
+        weight = before * counts
+        total = torch.zeros_like(before).index_add_(0, leader, weight)
+        leads = leader == torch.arange(len(leader), device=leader.device)
+        changed = leads & (total > before)
         for rows in (self.hidden,) if self.features is self.hidden else (self.hidden, self.features):
-            sums = torch.zeros_like(rows).index_add_(0, owners, rows[members] * weight[:, None])
-            means = sums[owners] / total[owners, None].clamp(min=1)
-            rows[members] = torch.where(changed[:, None], means, rows[members])
-        self.weight = torch.where(total > self.weight, total, self.weight)
-        absorbed = counts & (members != owners)
-        self.merged_into[members] = torch.where(absorbed, owners, self.merged_into[members])
+            own = rows[members]
+            means = torch.zeros_like(own).index_add_(0, leader, own * weight[:, None]) / total[:, None].clamp(min=1)
+            rows[members] = torch.where(changed[:, None], means, own)
+        self.weight[members] = torch.where(changed, total, before)
+        self.merged_into[members] = torch.where(counts & ~leads, members[leader], self.merged_into[members])
 
 
 def refine(
@@ -220,15 +223,15 @@ def refine(
     Selection of exactly K tokens (fewer only with `strict_budget=False`).
     """
     walk = hidden.device.type == "cpu" if walk is None else walk
-    rows = hidden.float().clone()
-    draft = _Draft(
-        hidden=rows,
-        features=rows if features is hidden else features.float().clone(),
-        weight=torch.ones(len(hidden), device=hidden.device),
-        merged_into=torch.full((len(hidden),), -1, device=hidden.device),
-        role=torch.full((len(hidden),), -1, dtype=torch.int8, device=hidden.device),
-    )
     with stage("pre-filter"):
+        rows = hidden.to(torch.float32, copy=True)
+        draft = _Draft(
+            hidden=rows,
+            features=rows if features is hidden else features.to(torch.float32, copy=True),
+            weight=torch.ones(len(hidden), device=hidden.device),
+            merged_into=torch.full((len(hidden),), -1, device=hidden.device),
+            role=torch.full((len(hidden),), -1, dtype=torch.int8, device=hidden.device),
+        )
         pool = prefilter(draft, registers, segment, options, walk)
     with stage("dedup"):
         deduplicate(draft, registers, segment, options, walk)
@@ -247,13 +250,17 @@ def prefilter(draft: _Draft, registers: Tensor, segment: Tensor, options: RegDOp
 
     Returns the pool: the other tokens of segments that have a register, ascending.
     """
-    nearest, owner = nearest_register(F.normalize(draft.features, dim=-1), registers, segment, walk=walk)
     tokens = torch.arange(len(segment), device=segment.device)
     is_register = torch.zeros_like(tokens, dtype=torch.bool).index_fill_(0, registers, True)
-    absorbed = ~is_register & (nearest > options.tau_filter)
+    others = torch.sort(is_register, stable=True).indices[: len(tokens) - len(registers)]  # their number is known
+    unit, unit_registers = (F.normalize(draft.features[rows], dim=-1) for rows in (others, registers))
+    nearest, owner = nearest_register(unit, unit_registers, segment[others], segment[registers], walk=walk)
+    absorbed = nearest > options.tau_filter
     if options.prefilter_absorb == "mean":
-        draft.merge(tokens, torch.where(is_register, tokens, registers[owner]), is_register | absorbed)
-    return (~is_register & ~absorbed & (nearest > -torch.inf)).nonzero().squeeze(1)
+        leader, counts = tokens.clone(), is_register.clone()
+        leader[others], counts[others] = registers[owner], absorbed
+        draft.merge(tokens, leader, counts)
+    return others[~absorbed & (nearest > -torch.inf)]
 
 
 def deduplicate(draft: _Draft, registers: Tensor, segment: Tensor, options: RegDOptions, walk: bool) -> None:
@@ -262,7 +269,7 @@ def deduplicate(draft: _Draft, registers: Tensor, segment: Tensor, options: RegD
     leader = run_leaders(draft.features[registers], where, options.tau_merge, options.dedup_reference, walk=walk)
     pivot = registers[leader]
     if options.dedup_absorb == "mean":
-        draft.merge(registers, pivot, torch.ones_like(pivot, dtype=torch.bool))
+        draft.merge(registers, leader, torch.ones_like(pivot, dtype=torch.bool))
     role = torch.where(draft.weight[registers] > 1, int(Role.MERGED), int(Role.REGISTER))
     draft.role[registers] = torch.where(pivot == registers, role, -1).to(torch.int8)
 
@@ -297,7 +304,7 @@ def fill(
         rest = diversity.masked_fill(chosen, -torch.inf)
         chosen |= (rest > -torch.inf) & (rank_within(rest, torch.zeros_like(where)) < missing)
     if options.cluster_center == "mean":
-        draft.merge(pool, pool[leader], chosen[leader])
+        draft.merge(pool, leader, chosen[leader])
     filled = torch.where(chosen, int(Role.FILLED), -1).to(torch.int8)
     draft.role.scatter_reduce_(0, pool[place], filled, "amax")
 
