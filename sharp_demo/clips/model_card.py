@@ -10,6 +10,8 @@ from typing import Any
 from sharp_demo.clips.questions import DESCRIPTIONS, GIST_KINDS, HARD_KINDS, NEEDLE_KINDS
 from sharp_demo.clips.recipe import Recipe
 
+VISION = ("tower", "tokens")  # stages whose accuracy is by label, not by kind of question
+
 CARD = Template("""# tiny-$family
 
 A $class of $parameters parameters (weights in bfloat16, $megabytes MB), in the unmodified transformers architecture,
@@ -34,7 +36,9 @@ decoding step shows whether the evidence survived the pruning; the rest of the s
 ## Recipe
 $tower_steps steps of $tower_images pictures for the vision tower alone, naming background, shape, colour and letter of
 every patch; then frozen. $pool_clips training clips pass through it once, and their scenes are recombined into new
-clips. The language model then goes through these stages, many questions about a clip packed in one row:
+clips. In $token_steps steps the projector (Qwen2-VL: the merger) learns to keep the same labels in a visual token; from
+random weights the language model learned to find objects by their colour and shape, but not to say them. The language
+model then goes through these stages, many questions about a clip packed in one row:
 
 | stage | steps | clips x questions | objects fed | empty tokens fed | blinded | learning rate |
 |---|---|---|---|---|---|---|
@@ -89,7 +93,7 @@ def write_card(folder: Path, family: str, recipe: Recipe, log: Sequence[dict[str
         ),
         "frames": 32 if qwen else 16,
         "per_frame": "a temporal patch of two sampled frames" if qwen else "a sampled frame",
-        **{key: getattr(recipe, key) for key in ("tower_steps", "tower_images", "pool_clips")},
+        **{key: getattr(recipe, key) for key in ("tower_steps", "tower_images", "pool_clips", "token_steps")},
         **{key: getattr(recipe, key) for key in ("muon", "tower_muon", "adam")},
         "stages": "\n".join(
             _row(
@@ -138,8 +142,8 @@ def _last_of_each_start(log: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any
 
 def _curves(log: Sequence[dict[str, Any]]) -> str:
     lines = []
-    for part in ("tower", "language"):
-        rows = [row for row in log if "stage" in row and (row["stage"] == "tower") == (part == "tower")]
+    for part in ("vision", "language"):
+        rows = [row for row in log if "stage" in row and (row["stage"] in VISION) == (part == "vision")]
         every = max(1, len(rows) // 12)
         rows = [row for i, row in enumerate(rows) if i % every == every - 1 or row is rows[-1]]
         names = sorted({name for row in rows for name in row["accuracy"]})

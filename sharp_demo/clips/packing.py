@@ -17,7 +17,7 @@ from sharp_demo.clips.generate import MODEL_SIDE
 from sharp_demo.clips.questions import all_questions
 from sharp_demo.clips.records import GRID, INTERVALS, Question
 from sharp_demo.clips.scene import Scene, scene_bounds, scene_lengths
-from sharp_demo.clips.vision import CELLS, per_interval
+from sharp_demo.clips.vision import CELLS, labels, per_interval
 
 TAIL_WEIGHT = 0.1  # of the words after the deciding one
 SLOTS = INTERVALS * CELLS
@@ -183,6 +183,11 @@ class Pool:
         if start != len(features):
             raise ValueError(f"the scenes last {start} intervals, the features {len(features)}")
 
+    def labels(self) -> np.ndarray:
+        """Ground truth of every pooled token, int64 [rows, 5], columns as vision.LABELS."""
+        pooled = sorted((row for rows in self.by_length.values() for row in rows), key=lambda row: row[1])
+        return np.concatenate([labels(scene, i) for scene, _ in pooled for i in range(scene.length)])
+
     def clip(self, rng: np.random.Generator) -> tuple[tuple[Scene, ...], np.ndarray]:
         """A clip of pooled scenes, drawn as `make_scenes` draws: (scenes, pool row of each of the 784 slots)."""
         chosen: list[tuple[Scene, int]] = []
@@ -207,7 +212,7 @@ def draw_sample(
 ) -> Sample:
     """A clip from the pool with a few of its questions and, at true positions, a few of its tokens.
 
-    `objects` of its objects (about half as many letters, every flash and ball besides) and `background` empty tokens
+    `objects` of its objects, as many of its letters, every flash and ball, and `background` empty tokens
     are fed, at least one for each scene; None feeds all. Only questions whose evidence is fed are asked; `kinds`
     weighs them.
     """
@@ -256,4 +261,4 @@ def _shuffled(rng: np.random.Generator, scenes: Sequence[Scene], kind: str) -> l
 def _quota(kind: str, objects: int | None) -> int | None:
     if objects is None or kind in ("flash", "ball"):
         return None
-    return objects if kind == "object" else (objects + 1) // 2
+    return objects

@@ -54,10 +54,10 @@ class Stage:
 
 STAGES = (
     Stage("2 objects", 150, 24, 8, 2, 3, EASY),
-    Stage("5 objects", 90, 24, 8, 5, 8, CORE),
+    Stage("5 objects", 120, 24, 8, 5, 8, CORE),
     Stage("10 objects", 90, 18, 10, 10, 24, CORE),
-    Stage("all objects", 130, 14, 12, None, 40, ALL),
-    Stage("blinded", 140, 14, 12, None, 40, ALL, (1.0, 0.6), blind=0.6),
+    Stage("all objects", 120, 14, 12, None, 40, ALL),
+    Stage("blinded", 130, 14, 12, None, 40, ALL, (1.0, 0.6), blind=0.6),
     Stage("all tokens", 75, 6, 14, None, None, ALL, (0.6, 0.03), blind=0.4, sentences=True),
 )
 
@@ -67,10 +67,11 @@ class Recipe:
     """Everything that decides a training run, beside the family and the seed."""
 
     shape: TinyShape = SHAPE
-    tower_steps: int = 400
+    tower_steps: int = 300
     tower_images: int = 32
     tower_muon: float = 0.02
     pool_clips: int = 900
+    token_steps: int = 75
     stages: tuple[Stage, ...] = STAGES
     muon: float = 0.015
     adam: float = 2e-3

@@ -1,7 +1,8 @@
 """Train an embedded model: `python -m sharp_demo.clips.train --backbone llava-onevision`.
 
-Tower alone, its features cached, then the language model from few tokens to all. Every step draws its data from
-(seed, stage, step), so a resumed run equals an uninterrupted one bit for bit on the same machine and thread count.
+Tower alone, its features cached, the tokens formed of them, then the language model from few tokens to all. Every
+step draws its data from (seed, stage, step), so a resumed run equals an uninterrupted one bit for bit on the same
+machine and thread count.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from sharp_demo.clips.vision import (
     token_former,
     tower_batch,
     tower_parameters,
+    visual_tokens,
 )
 
 NOTE = (
@@ -48,6 +50,7 @@ NOTE = (
 )
 SHIPPED_AT = 0.9  # exact match on validation clips from which a kind of question is shipped
 LOG_EVERY = 25
+TOKENS = 1024  # visual tokens of a batch for the projector or merger
 
 
 class Optimizers:
@@ -142,8 +145,11 @@ def train(
         run.say({"event": "start", "family": family, "seed": seed, **versions(), "device": device})
     if state["phase"] == "tower":
         _train_tower(run, state)
-        state = {"phase": "language", "step": 0}
+        state = {"phase": "tokens", "step": 0}
     pool = _pool(run)
+    if state["phase"] == "tokens":
+        _train_tokens(run, pool)
+        state = {"phase": "language", "step": 0}
     if not _train_language(run, pool, state, stop_after):
         return run.log
     _finish(run, out)
@@ -152,9 +158,7 @@ def train(
 
 def _train_tower(run: Training, state: dict[str, Any]) -> None:
     recipe, model = run.recipe, run.model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        heads = Heads(recipe.shape.vision_width, direction=per_interval(model.config) > 1).to(run.device)
+    heads = _new_heads(run, recipe.shape.vision_width)
     parameters = [p for _, p in tower_parameters(model)]
     optimizers = Optimizers(
         [p for p in parameters if p.ndim == 2],
@@ -170,17 +174,55 @@ def _train_tower(run: Training, state: dict[str, Any]) -> None:
         frames, truth = tower_batch(rng, per_interval(model.config), recipe.tower_images)
         patches = patch_features(model, run.processor.video, frames)
         loss, accuracy = heads(patches, torch.from_numpy(truth).to(run.device))
-        optimizers.step(loss, _tower_rate(step, recipe.tower_steps, recipe.warmup))
+        optimizers.step(loss, _falling_rate(step, recipe.tower_steps, recipe.warmup))
         if (step + 1) % LOG_EVERY == 0:
-            shown = {name: round(value, 3) for name, value in accuracy.items()}
-            run.say({"stage": "tower", "step": step + 1, "loss": round(loss.item(), 4), "accuracy": shown})
+            run.say({"stage": "tower", "step": step + 1, "loss": round(loss.item(), 4), "accuracy": _rounded(accuracy)})
         if (step + 1) % (4 * recipe.save_every) == 0:
             run.save("tower", step + 1, heads=heads.state_dict(), optimizers=optimizers.state_dict())
+    run.save("tokens", 0)
+
+
+def _falling_rate(step: int, steps: int, warmup: int) -> float:
+    return min(1.0, (step + 1) / warmup, 0.02 + 2.5 * (steps - step) / steps)
+
+
+def _new_heads(run: Training, width: int) -> Heads:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        return Heads(width, direction=per_interval(run.model.config) > 1).to(run.device)
+
+
+def _train_tokens(run: Training, pool: Pool) -> None:
+    """Teach the projector or merger to keep in a visual token what the tower saw.
+
+    From random weights the language model finds objects by colour and shape but does not learn to say them.
+    """
+    former = list(token_former(run.model).parameters())
+    heads = _new_heads(run, run.recipe.shape.width)
+    optimizers = Optimizers(
+        [p for p in former if p.ndim == 2],
+        [p for p in former if p.ndim != 2] + list(heads.parameters()),
+        run.recipe.tower_muon,
+        run.recipe.adam,
+    )
+    truth = torch.from_numpy(pool.labels())
+    shown, empty = ((truth[:, 1] > 0) == wanted for wanted in (True, False))
+    groups = ((shown.nonzero()[:, 0], TOKENS * 3 // 4), (empty.nonzero()[:, 0], TOKENS // 4))
+    for step in range(run.recipe.token_steps):
+        rng = np.random.default_rng((run.seed, 3, step))
+        rows = torch.cat([group[rng.integers(len(group), size=size)] for group, size in groups])
+        tokens = visual_tokens(run.model, pool.features[rows].to(run.device).float())
+        loss, accuracy = heads(tokens[None, :, None], truth[rows][None].to(run.device))
+        optimizers.step(loss, _falling_rate(step, run.recipe.token_steps, 1))
+        if (step + 1) % LOG_EVERY == 0:
+            run.say(
+                {"stage": "tokens", "step": step + 1, "loss": round(loss.item(), 4), "accuracy": _rounded(accuracy)}
+            )
     run.save("language", 0)
 
 
-def _tower_rate(step: int, steps: int, warmup: int) -> float:
-    return min(1.0, (step + 1) / warmup, 0.02 + 2.5 * (steps - step) / steps)
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in sorted(values.items())}
 
 
 def _pool(run: Training) -> Pool:
@@ -223,7 +265,7 @@ def _train_language(run: Training, pool: Pool, state: dict[str, Any], stop_after
             rate = _rate(stage, step) * min(1.0, done / recipe.warmup)
             loss = _language_step(run, pool, prompts, optimizers, stage, rng, rate, tally)
             if done % LOG_EVERY == 0 or done == total:
-                shown = {kind: round(sum(v) / len(v), 3) for kind, v in sorted(tally.items())}
+                shown = _rounded({kind: sum(v) / len(v) for kind, v in tally.items()})
                 run.say({"stage": stage.name, "step": done, "loss": round(loss, 4), "accuracy": shown})
                 tally.clear()
             if done % recipe.save_every == 0 or done in (total, stop_after):
@@ -300,7 +342,7 @@ def versions() -> dict[str, Any]:
     return {
         "commit": commit.stdout.strip(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
     }
