@@ -8,7 +8,8 @@ prune runs once per question and attention override. Answers are those of the pl
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from sharp_demo.backbones.features import VideoFeatures, encode_video
-from sharp_demo.backbones.layout import visual_layout
+from sharp_demo.backbones.features import VideoFeatures, black_features, encode_video
+from sharp_demo.backbones.layout import VisualLayout, visual_layout
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.clips.records import Question
 from sharp_demo.engine import end_tokens, suppress_placeholders
@@ -63,6 +64,15 @@ class Film:
     def prompt(self, question: str) -> dict[str, Tensor]:
         """The prompt of a question about this film."""
         return self.backbone.processor.prompt(question, frames=self.frames, grid=self.grid)
+
+    def black(self, layout: VisualLayout) -> Film:
+        """A black film of the same layout (LLaVA-OneVision's newline kept)."""
+        other = copy(self)
+        rows = black_features(self.backbone.model, self.backbone.processor.video, layout)
+        rest = self.features.features[len(rows) :]
+        other.features = replace(self.features, features=torch.cat((rows.to(rest), rest)))
+        other.start, other.seen = None, {}
+        return other
 
 
 class _Overridden(Pass):

@@ -8,11 +8,12 @@ import torch
 from sharp_demo.backbones.features import encode_video, model_inputs
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.bench.asking import Asked, Film
-from sharp_demo.bench.variants import ABLATION, ALL, Subject, Variant, things_in
+from sharp_demo.bench.variants import ABLATION, ALL, Subject, Variant, things_in, variant
 from sharp_demo.clips.records import Question, SyntheticClip
 from sharp_demo.engine import decode_step, end_tokens, prefill
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.method import Method
+from sharp_demo.pruning.registry import list_methods
 from sharp_demo.pruning.runtime import Prefill, Selection
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.pruning.vanilla import Vanilla
@@ -38,16 +39,16 @@ def plainly(backbone: Backbone, clip: SyntheticClip, question: str, method: Meth
     return first, kept, backbone.processor.decode(ids)
 
 
-VARIANTS = {variant.name: variant for variant in (*ALL, *ABLATION)}
+VARIANTS = {one.name: one for one in (*ALL, *ABLATION, *map(variant, list_methods()))}
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
-def test_equals_the_plain_run(backbone: Backbone, clip: SyntheticClip, film: Film, variant: Variant) -> None:
+@pytest.mark.parametrize("chosen", VARIANTS.values(), ids=VARIANTS.keys())
+def test_equals_the_plain_run(backbone: Backbone, clip: SyntheticClip, film: Film, chosen: Variant) -> None:
     question = clip.questions[0]
     asked = Asked(film, question.text)
-    knowledge = Subject(clip, question, things_in(clip)).knowledge(variant, asked.layout)
+    knowledge = Subject(clip, question, things_in(clip)).knowledge(chosen, asked.layout)
     for retention in (0.3, 0.05):
-        method = replace(variant.build(retention), **knowledge)
+        method = replace(chosen.build(retention), **knowledge)
         logits, _, run = asked.prefill(method)
         first, kept, reply = plainly(backbone, clip, question.text, method)
         assert run.kept.tolist() == kept
@@ -57,8 +58,8 @@ def test_equals_the_plain_run(backbone: Backbone, clip: SyntheticClip, film: Fil
 
 def test_a_second_question_does_not_see_the_first(backbone: Backbone, clip: SyntheticClip, film: Film) -> None:
     for question in clip.questions[:3]:
-        for variant in (VARIANTS["vanilla"], VARIANTS["uniform:layer=1"], VARIANTS["sharp"]):
-            method = variant.build(0.2)
+        for name in ("vanilla", "uniform:layer=1", "sharp"):
+            method = VARIANTS[name].build(0.2)
             logits, _, run = Asked(film, question.text).prefill(method)
             first, kept, _ = plainly(backbone, clip, question.text, method)
             assert run.kept.tolist() == kept
