@@ -25,13 +25,14 @@ APP := $(VENV)/app.stamp
 DEV := $(VENV)/dev.stamp
 endif
 
-.PHONY: help install demo check format test test-full test-gpu chromium docs
+.PHONY: help install demo check format test test-full test-gpu chromium docs results
 help:
 	@echo "make install    $(VENV) with everything the app and the tests need (TORCH_INDEX=URL for another torch index)"
 	@echo "make demo       the app on http://127.0.0.1:7860 with the embedded model"
 	@echo "make test       checks and all tests on seeded samples"
 	@echo "make test-full  the full volumes;  make test-gpu  everything that needs CUDA"
 	@echo "make check      ruff, format, mypy, generated docs;  make format / make docs  rewrite them"
+	@echo "make results    accuracy, ablation and attention of the embedded models, into docs/results/ (minutes)"
 
 install: $(DEV)
 
@@ -78,6 +79,9 @@ format: $(DEV)
 
 docs: $(DEV)
 	$(RUN) docs/generate.py
+
+results: $(DEV)
+	$(RUN) -m sharp_demo.bench.publish
 
 test: check chromium
 	$(RUN) -m pytest -q -m "not full and not gpu" $(PYTEST_ARGS)

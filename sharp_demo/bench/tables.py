@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from sharp_demo.bench.stats import ClipBootstrap
+
 Document = dict[str, Any]
 Result = dict[str, Any]
 
@@ -33,7 +37,7 @@ def with_interval(value: float, interval: Sequence[float], sign: str = "") -> st
 
 def markdown(document: Document, title: str) -> str:
     """Everything a reader needs of one evaluated model: accuracies, what they rest on, and differences."""
-    parts = [f"# {title}", "", *_about(document), ""]
+    parts = [f"# {title}", "", *about(document), ""]
     for match in document["setup"]["matches"]:
         parts += [f"## {MATCHED[match]}", "", accuracy_table(document, match), ""]
     low = min(document["setup"]["retentions"], key=lambda retention: abs(retention - 0.05))
@@ -54,7 +58,7 @@ def markdown(document: Document, title: str) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _about(document: Document) -> list[str]:
+def about(document: Document) -> list[str]:
     setup, asked = document["setup"], document["questions"]
     model, machine = setup["model"], setup["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in setup["versions"].items())
@@ -71,6 +75,29 @@ def _about(document: Document) -> list[str]:
         "",
         "Question kinds: " + ", ".join(f"{kind} {count}" for kind, count in asked["by_kind"].items()) + ".",
     ]
+
+
+def differences_to(document: Document, match: str, reference: str) -> str:
+    """Paired differences in accuracy of every method to one of them, in percent points, by retention."""
+    clips = np.array([asked[0] for asked in document["questions"]["asked"]])
+    bootstrap = ClipBootstrap(clips, seed=document["setup"]["seed"])
+    results = _pick(document, match)
+    base = {one["retention"]: _verdicts(one) for one in results if one["method"] == reference}
+    rows = []
+    for name in dict.fromkeys(one["method"] for one in results if one["group"] != "reference"):
+        mine = {one["retention"]: one for one in results if one["method"] == name}
+        cells = []
+        for retention in document["setup"]["retentions"]:
+            there = retention in mine and retention in base
+            cells.append(
+                with_interval(*bootstrap.difference(_verdicts(mine[retention]), base[retention]), "+") if there else ""
+            )
+        rows.append([next(iter(mine.values()))["label"], *cells])
+    return table(["method", *(f"R = {100 * one:g} %" for one in document["setup"]["retentions"])], rows)
+
+
+def _verdicts(result: Result) -> np.ndarray:
+    return np.array([float(verdict) for verdict in result["right"]])
 
 
 def _pick(document: Document, match: str, retention: float | None = None) -> list[Result]:

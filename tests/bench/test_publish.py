@@ -1,0 +1,89 @@
+"""The published files: what is written, when it is made again, and the validation log."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sharp_demo.bench import publish
+from sharp_demo.bench.tables import differences_to
+from sharp_demo.bench.variants import parse_variants
+
+
+@pytest.fixture
+def llava_with_card(tiny_llava_folder: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in tiny_llava_folder.iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "card.json").write_text(json.dumps({"trained": False, "default_frames": 16, "kinds": ["bg_of"]}))
+    return folder
+
+
+def run(folder: Path, out: Path, *more: str) -> int:
+    return publish.main(["--model", str(folder), "--out", str(out), "--questions", "2", "--jobs", "1", *more])
+
+
+def test_parts_are_written_once_and_made_again_when_the_weights_change(
+    llava_with_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    few = parse_variants("vanilla,fastv,sharp,random:layer=1")
+    monkeypatch.setattr(publish, "ALL", few)
+    monkeypatch.setattr(publish, "ABLATION", few)
+    out = tmp_path / "results"
+    assert run(llava_with_card, out) == 0
+    names = {f"{part}-model.{kind}" for part in ("evaluate", "ablation", "phenomena") for kind in ("json", "md")}
+    assert {file.name for file in out.iterdir()} == names
+    assert "| sharp |" not in (out / "ablation-model.md").read_text()
+    assert "## Difference to ShaRP as it is" in (out / "ablation-model.md").read_text()
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    capsys.readouterr()
+
+    assert run(llava_with_card, out) == 0
+    assert capsys.readouterr().err.count("is there already") == 3
+    (out / "evaluate-model.md").unlink()
+    assert run(llava_with_card, out, "--fresh", "--part", "evaluate") == 0
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before  # the same, to the byte
+
+    weights = llava_with_card / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.unlink()
+    weights.write_bytes(changed)
+    capsys.readouterr()
+    assert run(llava_with_card, out, "--part", "phenomena") == 0
+    assert "wrote phenomena-model.json" in capsys.readouterr().err
+
+
+def test_validation_runs_are_logged_one_after_another(llava_with_card: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    more = ["--split", "validation", "--retention", "0.2"]
+    assert run(llava_with_card, out, *more, "--methods", "vanilla,sharp,sharp:posc=false", "--why", "First") == 0
+    assert run(llava_with_card, out, *more, "--methods", "sharp,sharp:regd=false", "--why", "Second") == 0
+    assert [file.name for file in out.iterdir()] == ["validation-log.md"]
+    text = (out / "validation-log.md").read_text()
+    assert text.startswith("# What was tried on validation clips")
+    assert text.index("## First (model)") < text.index("## Second (model)")
+    assert text.count("split `validation`") == 2
+    assert "| ShaRP, posc=False, K=1 |" in text
+
+
+def test_bad_input_is_one_line_and_two(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(tmp_path / "nowhere", tmp_path / "results") == 2
+    assert capsys.readouterr().err.startswith("error: unknown model")
+
+
+def test_differences_are_paired_with_the_reference() -> None:
+    def one(method: str, right: str) -> dict:
+        return {"method": method, "label": method.upper(), "group": "method", "match": "tokens", "retention": 0.1,
+                "right": right}  # fmt: skip
+
+    document = {
+        "setup": {"seed": 0, "retentions": [0.1]},
+        "questions": {"asked": [[clip, "bg_of", "early"] for clip in (0, 0, 1, 1)]},
+        "results": [one("a", "1010"), one("b", "1000"), one("c", "1010")],
+    }
+    lines = differences_to(document, "tokens", "a").splitlines()
+    assert lines[2] == "| A | +0.0 (+0.0 to +0.0) |"
+    assert lines[3] == "| B | -25.0 (-50.0 to +0.0) |"
+    assert lines[4] == "| C | +0.0 (+0.0 to +0.0) |"
