@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -78,10 +80,19 @@ def settings_page() -> str:
     )
 
 
+def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command with its full name, those of groups included."""
+    for name, command in sorted(group.commands.items()):
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name, command
+
+
 def cli_page() -> str:
     """Arguments and options of every command."""
     parts = ["# Command line", "", "Exit codes: 0 done, 2 bad input (one line on stderr), 1 our fault."]
-    for name, command in sorted(typer.main.get_command(app).commands.items()):
+    for name, command in _commands(typer.main.get_command(app)):
         parts += ["", f"## python -m sharp_demo {name}", "", command.help, "", "| argument | default | meaning |"]
         parts += ["|---|---|---|"]
         for parameter in command.params:

@@ -1,4 +1,4 @@
-"""python -m sharp_demo compare | evaluate | flops | doctor.
+"""python -m sharp_demo compare | bench | evaluate | flops | doctor.
 
 Exit codes: 0 done, 2 bad input (one line on stderr), 1 our fault.
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from sharp_demo.settings import Settings
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+bench = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Speed benchmarks.")
+app.add_typer(bench, name="bench")
 
 
 class Match(StrEnum):
@@ -303,6 +305,80 @@ def evaluate(
         jobs=jobs,
         json_path=json_,
         markdown_path=markdown,
+    )
+
+
+# -- bench -----------------------------------------------------------------------------------------------------------
+
+
+@bench.command()
+def prefill(
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="llava-onevision-0.5b, llava-onevision-7b, qwen2-vl-2b or qwen2-vl-7b, built with random weights"
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="a checkpoint instead: an embedded model's name, a hub id, or a local folder")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="visual tokens; default: those of 32 sampled frames")] = None,
+    text_tokens: Annotated[int, typer.Option(help="other tokens of the prompt")] = 40,
+    methods: Annotated[str, typer.Option(help="measured against vanilla, comma-separated")] = (
+        "vanilla,fastv,feather,sharp"
+    ),
+    retention: Annotated[str, typer.Option(help="shares of visual tokens to keep, each in (0, 1)")] = "0.235,0.14",
+    segments: Annotated[str, typer.Option(help="content-consistent segments of the imagined clip: 1,8,32")] = "8",
+    duplicates: Annotated[str, typer.Option(help="share of tokens that repeat the frame before: 0,0.5,0.95")] = "0.5",
+    rounds: Annotated[int, typer.Option(help="interleaved rounds; with fewer than 3 no speed-up is shown")] = 5,
+    decode_tokens: Annotated[int, typer.Option(help="tokens to decode after each prefill")] = 4,
+    vision: Annotated[int, typer.Option(help="times to run the vision tower; 0: a configuration is built without")] = 0,
+    layers: Annotated[str, typer.Option(help="all, or fewer decoder layers of a configuration")] = "all",
+    threads: Annotated[int, typer.Option(min=0, help="torch CPU threads; 0: all")] = 1,
+    device: Annotated[str | None, typer.Option(help="auto, cuda, mps or cpu; default: the settings'")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16, float32; default: the settings'")] = None,
+    attention: Annotated[
+        str, typer.Option(help="auto, sdpa, flash_attention_2 or eager; several with commas, side by side")
+    ] = "auto",
+    scale: Annotated[
+        str, typer.Option(help="frames to measure at, in place of --tokens: 8,16,32,64,128; fits the exponents")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="seed of weights and embeddings")] = 0,
+    json_: Annotated[Path | None, typer.Option("--json", help="write every sample and figure to this file")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="write the tables to this file")] = None,
+    svg: Annotated[Path | None, typer.Option(help="with --scale: write a plot to this file")] = None,
+    profile: Annotated[Path | None, typer.Option(help="write a profile of one prefill of every case")] = None,
+) -> None:
+    """Time prefills of vanilla and every method, interleaved, and compare with what exact FLOPs allow."""
+    for path in (json_, markdown, svg, profile):
+        _check_output(path)
+    settings = _settings()
+    from sharp_demo.bench.prefill_command import run
+
+    run(
+        settings,
+        model=model,
+        config=config,
+        layers=layers,
+        tokens=tokens,
+        text_tokens=text_tokens,
+        methods=methods,
+        retention=retention,
+        segments=segments,
+        duplicates=duplicates,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        scale_frames=scale,
+        rounds=rounds,
+        decode_tokens=decode_tokens,
+        vision=vision,
+        seed=seed,
+        threads=threads,
+        json_path=json_,
+        markdown_path=markdown,
+        svg_path=svg,
+        profile_path=profile,
     )
 
 

@@ -1,0 +1,420 @@
+"""`bench prefill`: vanilla and every method, interleaved in one run on the same prompt.
+
+One round measures every case once; every other round runs them backwards, so that a machine that slowly gets busier
+or hotter treats all alike. Speed-ups are ratios within a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from sharp_demo.backbones.features import encode_video
+from sharp_demo.backbones.load import choose_attention
+from sharp_demo.bench.content import Content
+from sharp_demo.bench.provenance import commit, machine
+from sharp_demo.bench.subject import FRAME_SIZE, Prompt, Subject, make_prompt
+from sharp_demo.bench.timing import Ratio, paired_ratio, peak_memory, summary
+from sharp_demo.cost import exact_tflops
+from sharp_demo.engine import cache_bytes, decode_step, prefill, prefill_tflops, versions
+from sharp_demo.errors import InputError
+from sharp_demo.pruning.method import Method
+from sharp_demo.pruning.registry import make_method, method_class
+from sharp_demo.pruning.runtime import Role, Run
+from sharp_demo.pruning.sharp.bias import BiasCache
+from sharp_demo.pruning.stopwatch import Stopwatch
+
+PLAIN = "plain"  # the model as transformers ships it, nothing attached
+COLD = "bias_setup"  # the one stage that a warm bias cache saves
+
+# The columns of the ShaRP paper's Table 4 and the stages each holds; gathering has no column there.
+TABLE_4 = {
+    "attn": ("mask", "scores", "bias", "select"),
+    "fltr": ("pre-filter",),
+    "dedpl": ("dedup",),
+    "fil": ("fill",),
+    "gather": ("gather",),
+}
+CONTAINS = {
+    "prefill": "language model only, from embeddings to the first token's id; bias warm; video features are given",
+    "attn": "segment cuts, last-token scores, black-video bias of the question's rows (warm), top-K",
+    "fltr": "RegD step 1 with the copy of the visual rows it works on",
+    "dedpl": "RegD step 2",
+    "fil": "RegD step 3 and the repair of the budget",
+    "gather": "taking the surviving rows, positions and rotations",
+    "forward": "prefill without the stages: decoder layers, segment-masked attention, final norm, one row of logits",
+    "bias_cold": "what the first prompt with this layout pays on top: the black video through the layers before it",
+    "decode": "one further token, greedy, on the pruned cache; median",
+    "peak": "CUDA: allocator's peak within prefill and decode, weights included; Linux CPU: peak resident set",
+    "flops ratio": "exact arithmetic on token counts: grouped heads, SwiGLU, causal attention, text, one row of logits",
+    "executed ratio": "the same with what the method really runs: segment mask in layer 0, scores, warm bias",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure: a method at a retention on one content with one attention backend."""
+
+    method: str
+    retention: float
+    content: Content
+    attention: str
+
+    def make(self) -> Method | None:
+        """The method; None for the plain model."""
+        return None if self.method == PLAIN else make_method(self.method, self.retention)
+
+
+@dataclass(frozen=True)
+class PrefillPlan:
+    """What to measure. Raises InputError (MethodError for a method) for values out of range.
+
+    `vision`: how often to time the vision tower; 0 leaves it out. `attentions`: empty for the backend chosen by
+    device and dtype.
+    """
+
+    methods: tuple[str, ...] = ("vanilla", "fastv", "feather", "sharp")
+    retentions: tuple[float, ...] = (0.235, 0.14)
+    contents: tuple[Content, ...] = (Content(),)
+    attentions: tuple[str, ...] = ()
+    tokens: int | None = None
+    text_tokens: int = 40
+    rounds: int = 5
+    decode_tokens: int = 4
+    vision: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for what, value, low in (
+            ("rounds", self.rounds, 1), ("decode tokens", self.decode_tokens, 0), ("vision", self.vision, 0)
+        ):  # fmt: skip
+            if value < low:
+                raise InputError(f"{what} is {value}; it must be at least {low}")
+        for what, values in (("methods", self.methods), ("retentions", self.retentions), ("contents", self.contents)):
+            if not values or len(set(values)) < len(values):
+                raise InputError(f"{what}: name at least one, and none twice")
+        for name in self.methods:
+            method_class(name)
+        for retention in self.retentions:
+            if not 0 < retention < 1:
+                raise InputError(f"the retention is {retention:g}; to be measured it must be above 0 and below 1")
+
+    def cases(self, default_attention: str) -> list[Case]:
+        """Plain and vanilla once per backend, every other method on every content at every retention."""
+        pruned = [name for name in self.methods if name != "vanilla"]
+        return [
+            case
+            for attention in self.attentions or (default_attention,)
+            for case in (
+                *(Case(name, 1.0, self.contents[0], attention) for name in (PLAIN, "vanilla")),
+                *(
+                    Case(name, retention, content, attention)
+                    for content in self.contents
+                    for name in pruned
+                    for retention in self.retentions
+                ),
+            )
+        ]
+
+
+@dataclass
+class Sample:
+    """One measured prefill and the decoding after it; milliseconds and bytes."""
+
+    prefill_ms: float
+    stages: dict[str, float]
+    decode_ms: list[float]
+    kv_bytes: int
+    peak_bytes: int | None
+    added_bytes: int | None
+    run: Run | None = field(default=None, repr=False)
+
+    @property
+    def warm_ms(self) -> float:
+        return self.prefill_ms - self.stages.get(COLD, 0.0)
+
+    @property
+    def beside_ms(self) -> float:
+        """Everything that is not the forward pass, bias warm."""
+        return sum(ms for stage, ms in self.stages.items() if stage != COLD)
+
+
+Measure = Callable[[Case], Sample]
+Progress = Callable[[str], None]
+
+
+def round_order(cases: Sequence[Case], number: int) -> list[Case]:
+    """Forwards in even rounds, backwards in odd ones."""
+    return list(cases) if number % 2 == 0 else list(reversed(cases))
+
+
+def interleaved(cases: Sequence[Case], rounds: int, measure: Measure, progress: Progress) -> dict[Case, list[Sample]]:
+    """Measure every case once per round; sample i of every case is from round i."""
+    samples: dict[Case, list[Sample]] = {case: [] for case in cases}
+    for number in range(rounds):
+        for case in round_order(cases, number):
+            progress(f"round {number + 1} of {rounds}: {case.method} {case.retention:g}")
+            samples[case].append(measure(case))
+    return samples
+
+
+class Bench:
+    """Runs cases on one model. `bias_cache` stays warm from the warm-up on."""
+
+    def __init__(self, subject: Subject, plan: PrefillPlan) -> None:
+        self.subject, self.plan = subject, plan
+        self.frames = subject.frames(plan.tokens)
+        self.prompts = {
+            content: make_prompt(subject, self.frames, content, plan.text_tokens, plan.seed)
+            for content in plan.contents
+        }
+        self.bias_cache = BiasCache()
+        self._attention = subject.placement.attention
+
+    @torch.inference_mode()
+    def measure(self, case: Case, bias_cache: BiasCache | None = None) -> Sample:
+        """One prefill and a few decoded tokens."""
+        model, prompt, method = self.subject.model, self.prompts[case.content], case.make()
+        self._use(case.attention)
+        cache_of_bias = self.bias_cache if bias_cache is None else bias_cache
+        context = nullcontext(None) if method is None else method(model, self.subject.processor, cache_of_bias)
+        with peak_memory(model.device) as peak, context as run:
+            watch = Stopwatch(model.device)
+            with watch("prefill"):
+                logits, cache, positions = prefill(model, prompt.inputs)
+                token = int(logits.argmax())
+            size = cache_bytes(cache)
+            decode_ms = []
+            for _ in range(self.plan.decode_tokens):
+                positions, step = positions + 1, Stopwatch(model.device)
+                with step("decode"):
+                    token = int(decode_step(model, token, cache, positions).argmax())
+                decode_ms.append(step.ms()["decode"])
+        stages = {} if run is None else dict(run.stages)
+        return Sample(watch.ms()["prefill"], stages, decode_ms, size, peak.bytes, peak.added, run)
+
+    def warm_up(self, cases: Iterable[Case], progress: Progress) -> dict[Case, Sample]:
+        """Run cases once, unmeasured but for the cold bias: each has a bias cache of its own, and fills the shared one.
+
+        On the CPU the unpruned cases are left out: nothing is compiled or tuned by shape there, and the pruned ones
+        run their first layers at full length.
+        """
+        seen = {}
+        on_cpu = self.subject.model.device.type == "cpu"
+        for case in cases:
+            if on_cpu and case.method in (PLAIN, "vanilla"):
+                continue
+            progress(f"warm-up: {case.method} {case.retention:g}")
+            fresh = BiasCache()
+            seen[case] = self.measure(case, fresh)
+            for key, rows in fresh.items():
+                self.bias_cache.put(key, rows)
+        return seen
+
+    @torch.inference_mode()
+    def vision_ms(self) -> list[float]:
+        """Times of the vision tower on as many frames of noise, after one frame as a warm-up."""
+        subject, plan = self.subject, self.plan
+        if plan.vision and subject.stand_in_tower:
+            raise InputError("the vision tower was not built: it cannot be timed")
+        step = subject.family.frames_per_token(subject.model.config)
+        rng = np.random.default_rng(plan.seed)
+        video = rng.integers(0, 256, (self.frames * step, *FRAME_SIZE, 3), dtype=np.uint8) if plan.vision else None
+        times = []
+        for number in range(plan.vision + 1 if plan.vision else 0):
+            assert video is not None
+            pixels = subject.processor.video.pixels(video if number else video[:step])
+            watch = Stopwatch(subject.model.device)
+            with watch("vision"):
+                encode_video(subject.model, pixels)
+            times.append(watch.ms()["vision"])
+        return times[1:]
+
+    def _use(self, attention: str) -> None:
+        if attention != self._attention:
+            self.subject.model.set_attn_implementation(attention)
+            self._attention = attention
+
+
+def measure_prefill(
+    subject: Subject, plan: PrefillPlan, progress: Progress = lambda line: None, measure: Measure | None = None
+) -> dict[str, Any]:
+    """Run the plan and return the document: `setup` and one entry in `results` per case.
+
+    `measure` stands in for `Bench.measure` (tests).
+    """
+    placement = subject.placement
+    reasons = {name: choose_attention(placement.device, placement.dtype, name)[1] for name in plan.attentions} or {
+        placement.attention: placement.attention_reason
+    }
+    bench = Bench(subject, plan)
+    cases = plan.cases(placement.attention)
+    for case in cases:
+        method = case.make()
+        if method is not None:
+            method.check(subject.shape.layers)
+    vision = bench.vision_ms()
+    cold = bench.warm_up(cases, progress) if measure is None else {}
+    samples = interleaved(cases, plan.rounds, measure or bench.measure, progress)
+    prompt = bench.prompts[plan.contents[0]]
+    return {
+        "kind": "prefill",
+        "setup": _setup(subject, plan, prompt, reasons),
+        "vision_ms": summary(vision) if vision else None,
+        "attached_overhead": {case.attention: _overhead(samples, case) for case in cases if case.method == PLAIN},
+        "results": [
+            _result(subject, bench.prompts[case.content], case, samples, cold.get(case), vision) for case in cases
+        ],
+    }
+
+
+def _overhead(samples: dict[Case, list[Sample]], plain: Case) -> dict[str, Any]:
+    """Time with nothing active but the runtime attached, over the time of the model as it is."""
+    attached = samples[replace(plain, method="vanilla")]
+    return asdict(paired_ratio([s.prefill_ms for s in attached], [s.prefill_ms for s in samples[plain]]))
+
+
+def _setup(subject: Subject, plan: PrefillPlan, prompt: Prompt, reasons: dict[str, str]) -> dict[str, Any]:
+    layout, placement = prompt.layout, subject.placement
+    return {
+        "config": subject.name,
+        "trained": subject.trained,
+        "notes": list(subject.notes),
+        "layers": subject.shape.layers,
+        "shape": asdict(subject.shape),
+        "visual_tokens": len(layout),
+        "layout": [layout.frames, layout.rows, layout.cols],
+        "text_tokens": prompt.text_tokens,
+        "rounds": plan.rounds,
+        "seed": plan.seed,
+        "device": str(subject.model.device),
+        "placement": placement.device_reason,
+        "dtype": str(placement.dtype).removeprefix("torch."),
+        "attention": reasons,
+        "threads": torch.get_num_threads(),
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+        "contains": CONTAINS,
+    }
+
+
+def _result(
+    subject: Subject,
+    prompt: Prompt,
+    case: Case,
+    samples: dict[Case, list[Sample]],
+    cold: Sample | None,
+    vision: Sequence[float],
+) -> dict[str, Any]:
+    mine = samples[case]
+    vanilla_case = next(c for c in samples if c.method == "vanilla" and c.attention == case.attention)
+    vanilla = samples[vanilla_case]
+    times, reference = [s.warm_ms for s in mine], [s.warm_ms for s in vanilla]
+    timed = summary(times)
+    stages = {
+        name: float(np.median([s.stages.get(name, 0.0) for s in mine])) for name in mine[-1].stages if name != COLD
+    }
+    beside = float(np.median([s.beside_ms for s in mine]))
+    vanilla_ms = float(np.median(reference))
+    decode = [float(np.median(s.decode_ms)) for s in mine if s.decode_ms]
+    decode_vanilla = [float(np.median(s.decode_ms)) for s in vanilla if s.decode_ms]
+    speedup = paired_ratio(reference, times)
+    flops = _flops(subject, prompt, case, mine[-1].run)
+    setup_ms = cold.stages.get(COLD) if cold is not None else None
+    return {
+        "method": case.method,
+        "retention": case.retention,
+        "content": asdict(case.content),
+        "attention": case.attention,
+        "tokens": _tokens(prompt, mine[-1].run),
+        "prefill_ms": timed,
+        "stages_ms": stages,
+        "table_4": {
+            **{column: sum(stages.get(name, 0.0) for name in names) for column, names in TABLE_4.items()},
+            "forward": float(np.median([s.warm_ms - s.beside_ms for s in mine])),
+            "total": timed["median"],
+        },
+        "beside_forward": {"ms": beside, "share_of_vanilla": beside / vanilla_ms},
+        "bias_setup_ms": setup_ms,
+        "prefill_cold_ms": None if setup_ms is None else timed["median"] + setup_ms,
+        "first_token_ms": {
+            "without_vision": timed["median"],
+            "with_vision": timed["median"] + float(np.median(vision)) if len(vision) else None,
+            "vision_share": float(np.median(vision) / (np.median(vision) + timed["median"])) if len(vision) else None,
+        },
+        "decode_ms_per_token": summary(decode) if decode else None,
+        "decode_gain": asdict(paired_ratio(decode_vanilla, decode)) if decode else None,
+        "kv_bytes": mine[-1].kv_bytes,
+        "kv_share": mine[-1].kv_bytes / vanilla[-1].kv_bytes,
+        "peak_bytes": max((s.peak_bytes for s in mine if s.peak_bytes is not None), default=None),
+        "added_bytes": max((s.added_bytes for s in mine if s.added_bytes is not None), default=None),
+        "speedup": asdict(speedup),
+        "flops": flops,
+        "share_of_flops_ratio": _share(speedup, flops["ratio"]),
+        "share_of_executed_ratio": _share(speedup, flops["executed_ratio"]),
+    }
+
+
+def _share(speedup: Ratio, ratio: float) -> float | None:
+    return None if speedup.value is None else speedup.value / ratio
+
+
+def _flops(subject: Subject, prompt: Prompt, case: Case, run: Run | None) -> dict[str, float]:
+    """Exact TFLOPs by token counts and as executed, and vanilla's divided by each."""
+    shape, n = subject.shape, len(prompt.layout)
+    full = exact_tflops(shape, [n] * shape.layers, prompt.text_tokens)
+    method = case.make()
+    if run is None or method is None:
+        return {"tflops": full, "ratio": 1.0, "executed_tflops": full, "executed_ratio": 1.0}
+    counts = exact_tflops(shape, run.visual_per_layer, prompt.text_tokens)
+    executed = prefill_tflops(shape, method, run, prompt.layout.length, cold=False)["exact"]
+    return {
+        "tflops": counts,
+        "ratio": full / counts,
+        "executed_tflops": executed,
+        "executed_ratio": full / executed,
+    }
+
+
+def _tokens(prompt: Prompt, run: Run | None) -> dict[str, Any]:
+    """What was kept and how, so that a reader sees what the content gave deduplication to do."""
+    n = len(prompt.layout)
+    if run is None:
+        return {"visual": n, "kept": n, "layer_mean": 1.0, "segments": 0, "roles": {}}
+    roles = {role.label: int((run.role == role).sum()) for role in Role}
+    return {
+        "visual": n,
+        "kept": len(run.kept),
+        "layer_mean": sum(run.visual_per_layer) / len(run.visual_per_layer) / n,
+        "segments": len(run.segments),
+        "roles": {label: count for label, count in roles.items() if count},
+    }
+
+
+def profiled(subject: Subject, plan: PrefillPlan, rows: int = 25) -> str:
+    """torch.profiler's table of one prefill of every case but the plain model, bias warm."""
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = subject.model.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    bench = Bench(subject, replace(plan, decode_tokens=0))
+    parts = []
+    for case in plan.cases(subject.placement.attention):
+        if case.method == PLAIN:
+            continue
+        if case.method != "vanilla":
+            bench.measure(case)
+        with profile(activities=activities) as watched:
+            bench.measure(case)
+        order = "self_cuda_time_total" if cuda else "self_cpu_time_total"
+        parts.append(
+            f"{case.method}, retention {case.retention:g}, {case.content.title}, {case.attention}\n"
+            + watched.key_averages().table(sort_by=order, row_limit=rows)
+        )
+    return "\n\n".join(parts)
