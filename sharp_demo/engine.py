@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -214,8 +215,10 @@ class Engine:
             ("frames", request.frames, limits.max_frames),
             ("max_new_tokens", request.max_new_tokens, limits.max_new_tokens),
         ):
-            if value is not None and not 1 <= value <= high:
-                raise InputError(f"{what} is {value}; it must be between 1 and {high}.")
+            if value is not None and (not isinstance(value, int) or not 1 <= value <= high):
+                raise InputError(f"{what} is {value}; it must be between 1 and {high}, a whole number.")
+        if not 0 < request.retention <= 1:
+            raise MethodError(f"retention is {request.retention:g}; it must be above 0 and at most 1.")
         if request.match not in ("tokens", "flops"):
             raise InputError(f"match is {request.match!r}; it must be tokens or flops.")
 
@@ -523,12 +526,11 @@ def file_digest(path: str) -> str:
 
 
 def unique_labels(specs: tuple[MethodSpec, ...]) -> list[str]:
-    """Column titles; a repeated one gets a number."""
-    seen: dict[str, int] = {}
-    labels = []
+    """Column titles; a repeated one gets the first number that is free."""
+    labels: list[str] = []
     for spec in specs:
-        seen[spec.title] = seen.get(spec.title, 0) + 1
-        labels.append(spec.title if seen[spec.title] == 1 else f"{spec.title} {seen[spec.title]}")
+        numbered = (f"{spec.title} {number}" for number in count(2))
+        labels.append(next(label for label in chain((spec.title,), numbered) if label not in labels))
     return labels
 
 

@@ -15,7 +15,7 @@ import torch
 
 from sharp_demo import engine as engine_module
 from sharp_demo.cost import paper_tflops
-from sharp_demo.engine import Engine
+from sharp_demo.engine import Engine, unique_labels
 from sharp_demo.errors import InputError, MethodError, ModelError, QuestionError, VideoError
 from sharp_demo.pruning.registry import make_method
 from sharp_demo.pruning.runtime import Prefill
@@ -268,6 +268,9 @@ def test_a_method_that_does_not_fit_the_model_is_refused_alone(engine: Engine, r
 
 
 def test_the_same_method_twice_gets_two_columns(engine: Engine, request_for: Request) -> None:
+    assert unique_labels((MethodSpec("fastv"), MethodSpec("fastv"), MethodSpec("fastv", {}, "fastv 2"))) == [
+        *("fastv", "fastv 2", "fastv 2 2")
+    ]
     methods = (MethodSpec("sharp"), MethodSpec("sharp", {"posc": "false"}), MethodSpec("fastv", {}, "FastV, K=3"))
     got = results(engine.stream(replace(request_for, methods=methods)))
     assert list(got) == ["sharp", "sharp 2", "FastV, K=3"]
@@ -299,6 +302,9 @@ def test_the_seed_reaches_the_random_floor(engine: Engine, request_for: Request)
         ({"retention": 0.0}, MethodError, "above 0"),
         ({"frames": 0}, InputError, "frames is 0; it must be between 1 and 64"),
         ({"frames": 65}, InputError, "between 1 and 64"),
+        ({"frames": 2.5}, InputError, "frames is 2.5; it must be between 1 and 64, a whole number"),
+        ({"max_new_tokens": 3.5}, InputError, "a whole number"),
+        ({"retention": float("nan"), "methods": (MethodSpec("vanilla"),)}, MethodError, "above 0 and at most 1"),
         ({"max_new_tokens": 0}, InputError, "max_new_tokens"),
         ({"match": "speed"}, InputError, "tokens or flops"),
         ({"video": "nowhere.mp4"}, VideoError, "nowhere.mp4"),

@@ -18,7 +18,7 @@ class Random(SingleStage):
     title = "Random"
     summary = "Floor: keeps a random subset."
 
-    seed: int = knob(0, "seed of the subset", low=0)
+    seed: int = knob(0, "seed of the subset", low=0, high=2**63 - 1)
 
     def select(self, prefill: Prefill, k: int) -> Selection:
         generator = torch.Generator().manual_seed(self.seed)

@@ -73,6 +73,6 @@ def _coerce(what: str, value: Any, kind: Any) -> Any:
             return kind(text)
         parts = value if isinstance(value, list | tuple) else [part for part in text.split(",") if part.strip()]
         return tuple(int(part) for part in parts)
-    except ValueError:
+    except (ValueError, TypeError):
         wanted = {int: "a whole number", float: "a number"}.get(kind, "whole numbers separated by commas")
         raise MethodError(f"{what} is {text!r}; it must be {wanted}.") from None

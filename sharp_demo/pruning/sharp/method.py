@@ -44,7 +44,7 @@ class ShaRP(Method):
     segm: bool = knob(True, "SegM: segment-aware causal mask in the layers of segm_layers")
     posc: bool = knob(True, "PosC: subtract the black-video bias from the scores")
     regd: bool = knob(True, "RegD: pre-filter, deduplicate and refill the registers")
-    penalty: float = knob(0.6, "lambda of Eq. 5, weight of the bias", low=0.0)
+    penalty: float = knob(0.6, "lambda of Eq. 5, weight of the bias", low=0.0, high=100.0)
     tau_seg: float = knob(0.9, "cosine of frame means below which a segment ends", low=-1.0)
     tau_filter: float = knob(0.7, "cosine to a register above which a token is pre-filtered")
     tau_merge: float = knob(0.8, "cosine to the pivot above which a register is deduplicated")
