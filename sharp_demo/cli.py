@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +49,8 @@ def root() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; `arguments` default to the process's own."""
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal's encoding lacks
     try:
         return app(arguments, prog_name="python -m sharp_demo", standalone_mode=False) or 0
     except InputError as error:
@@ -76,7 +79,7 @@ def parse_option(text: str) -> tuple[str, Any]:
         raise MethodError(f"cannot read the option {text!r}; write name=value, for example layer=3")
     try:
         return name.strip(), json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, or a number or nesting beyond Python's own limits
         return name.strip(), value.strip()
 
 
@@ -122,12 +125,23 @@ def _check_output(path: Path | None) -> None:
     """Refuse an output path before the run that would be lost with it."""
     if path is None:
         return
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder; name a file")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"cannot write {path}: no permission")
+    try:
+        if path.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder; name a file")
+        if not path.parent.is_dir():
+            raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise InputError(f"cannot write {path}: no permission")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _write(path: Path, text: str) -> None:
+    """Write UTF-8 whatever the locale; an argument that was not valid text loses what cannot be written."""
+    try:
+        path.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
 
 
 # -- compare ---------------------------------------------------------------------------------------------------------
@@ -169,11 +183,11 @@ def compare(
     if json_ is not None:
         from sharp_demo.views.report import comparison_dict
 
-        json_.write_text(json.dumps(comparison_dict(request.to_dict(), outcome.results), indent=1) + "\n")
+        _write(json_, json.dumps(comparison_dict(request.to_dict(), outcome.results), indent=1) + "\n")
     if html is not None:
         from sharp_demo.views.report import render_report
 
-        html.write_text(render_report(request.to_dict(), outcome.results, outcome.decoded.frames))
+        _write(html, render_report(request.to_dict(), outcome.results, outcome.decoded.frames))
     return max((2 if failure.kind == "refused" else 1 for failure in outcome.failed), default=0)
 
 
@@ -411,7 +425,14 @@ def doctor(
 
 # -- flops -----------------------------------------------------------------------------------------------------------
 
-FLOPS_OPTIONS = ("layer", "paper_mode", "score_layer", "posc")  # the method options that change a cost
+# The method options that change a cost.
+FLOPS_OPTIONS = {
+    "vanilla": (),
+    "fastv": ("layer",),
+    "feather": ("layer", "paper_mode"),
+    "sharp": ("layer", "score_layer", "posc"),
+    **dict.fromkeys(("random", "uniform", "latest"), ("layer",)),
+}
 
 
 @app.command()
@@ -443,7 +464,7 @@ def flops(
     if not 0 < retention <= 1:
         raise InputError(f"the retention is {retention:g}; it must be above 0 and at most 1")
     shape, options = SHAPES[config], dict(parse_option(text) for text in option or ())
-    _check_flops_options(options, shape.layers)
+    _check_flops_options(method, options, shape.layers)
 
     def counts(share: float) -> list[int]:
         return visual_per_layer(shape.layers, tokens, method_schedule(method, share, tokens, shape.layers, options))
@@ -457,11 +478,18 @@ def flops(
     _stdout().print(_cost_table(config, method, shape, per_layer, retention, text_tokens, options))
 
 
-def _check_flops_options(options: dict[str, Any], layers: int) -> None:
-    if unknown := set(options) - set(FLOPS_OPTIONS):
-        raise MethodError(f"option {min(unknown)} changes no cost; flops knows {', '.join(FLOPS_OPTIONS)}")
-    if "layer" in options and options["layer"] not in range(layers):
-        raise MethodError(f"layer is {options['layer']!r}; this model has layers 0 to {layers - 1}")
+def _check_flops_options(method: str, options: dict[str, Any], layers: int) -> None:
+    known = FLOPS_OPTIONS.get(method)
+    if known is None:
+        return  # the schedule says which methods there are
+    if unknown := set(options) - set(known):
+        instead = f"flops knows {', '.join(known)}" if known else "it has none"
+        raise MethodError(f"option {min(unknown)} changes no cost of {method}; {instead}")
+    layer, first = options.get("layer", 1), int("layer" in known and method in ("fastv", "feather", "sharp"))
+    if type(layer) is not int or not first <= layer < layers:
+        raise MethodError(
+            f"layer is {layer!r}; this model has layers 0 to {layers - 1}, and {method} drops from {first} on"
+        )
     if options.get("score_layer", "lookahead") not in ("lookahead", "first"):
         raise MethodError(f"score_layer is {options['score_layer']!r}; it must be lookahead or first")
     for name in ("paper_mode", "posc"):

@@ -1,6 +1,8 @@
 """The command line from outside (exit codes, streams, speed) and its parsing from inside."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -47,6 +49,8 @@ def one_line(stderr: str) -> str:
         ("posc=false", "posc", False),
         ("score_layer=first", "score_layer", "first"),
         ("x=a=b", "x", "a=b"),
+        ("layer=" + "9" * 5000, "layer", "9" * 5000),
+        ("layer=" + "[" * 50_000, "layer", "[" * 50_000),
     ],
 )
 def test_options_are_typed(text: str, name: str, value: object) -> None:
@@ -133,7 +137,14 @@ def test_reference_names_the_cells_that_round_differently(capsys: pytest.Capture
         (["flops", "--method", "gpt"], "no method named 'gpt'; there are: vanilla, fastv"),
         (["flops", "--tokens", "0"], "--tokens"),
         (["flops", "--option", "layer=40"], "layer is 40; this model has layers 0 to 27"),
-        (["flops", "--option", "tau_seg=0.5"], "tau_seg changes no cost"),
+        (["flops", "--option", "layer=2.0"], "layer is 2.0"),
+        (["flops", "--option", "layer=true"], "layer is True"),
+        (["flops", "--option", "layer=0"], "sharp drops from 1 on"),
+        (
+            ["flops", "--option", "tau_seg=0.5"],
+            "tau_seg changes no cost of sharp; flops knows layer, score_layer, posc",
+        ),
+        (["flops", "--method", "vanilla", "--option", "layer=3"], "layer changes no cost of vanilla; it has none"),
         (["flops", "--option", "score_layer=last"], "must be lookahead or first"),
         (["flops", "--option", "posc=3"], "must be true or false"),
         (["flops", "--match", "flops", "--option", "layer=20"], "ask for a higher retention or match=tokens"),
@@ -286,6 +297,13 @@ def test_a_bad_file_leaves_no_traceback_and_loads_no_model(tmp_path: Path) -> No
         (["--model", "no such model"], "unknown model 'no such model'"),
         (["--json", "/nonexistent/folder/out.json"], "there is no folder /nonexistent/folder"),
         (["--html", "."], "it is a folder; name a file"),
+        (["--json", "a" * 300], "cannot write aaa"),
+        (["--json", "/dev/full"], "cannot write /dev/full: No space left on device"),
+        (["--model", "a" * 300], "unknown model 'aaa"),
+        (["--retention", "nan"], "retention is nan; it must be above 0"),
+        (["--set", "sharp.segm_layers=[null]"], "whole numbers separated by commas"),
+        (["--set", "sharp.penalty=1e300"], "penalty is 1e+300; it must be at most 100"),
+        (["--methods", "random", "--seed", str(2**63)], "seed is 9.22337e+18; it must be at most"),
     ],
 )
 def test_bad_requests_exit_2_with_one_line(
@@ -293,6 +311,22 @@ def test_bad_requests_exit_2_with_one_line(
 ) -> None:
     assert compare(clip, *arguments) == 2
     assert message in one_line(capsys.readouterr().err)
+
+
+def test_arguments_that_are_no_text_are_still_written(clip: Path, tiny_llava_folder: Path, tmp_path: Path) -> None:
+    """Bytes that are not UTF-8, on a machine whose locale cannot write them either."""
+    video = os.fsencode(tmp_path) + b"/caf\xe9.mp4"
+    shutil.copy(clip, video)
+    out, page = tmp_path / "out.json", tmp_path / "out.html"
+    options = ["--model", tiny_llava_folder, "--frames", "2", "--max-new-tokens", "1", "--methods", "vanilla"]
+    command = [sys.executable, "-m", "sharp_demo", "compare", video, "gr\u00f6\u00dfer \u732b?".encode() + b"\xff"]
+    ascii_only = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [*command, *options, "--json", out, "--html", page], cwd=ROOT, env={**os.environ, **ascii_only}, timeout=120
+    )
+    assert done.returncode == 0
+    assert json.loads(out.read_text("utf-8"))["results"][0]["method"] == "vanilla"
+    assert "</html>" in page.read_text("utf-8")
 
 
 def test_an_empty_question_exits_2(clip: Path, tiny_llava_folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -7,6 +7,7 @@ import logging
 import re
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,9 +182,10 @@ def _check_shard(path: Path) -> None:
 def _local_folder(name: str, settings: Settings) -> Path | None:
     if name in settings.embedded:
         return settings.embedded[name]
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
+    with suppress(OSError, ValueError, RuntimeError):  # too long, a null character, no such home: it names no folder
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return folder
     if HUB_ID.fullmatch(name):
         return None
     options = ", ".join((*settings.embedded, *HUB_MODELS))
