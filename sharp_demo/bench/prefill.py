@@ -74,8 +74,8 @@ class Case:
 class PrefillPlan:
     """What to measure. Raises InputError (MethodError for a method) for values out of range.
 
-    `vision`: how often to time the vision tower; 0 leaves it out. `attentions`: empty for the backend chosen by
-    device and dtype.
+    `vision`: how often to time the vision tower; 0 leaves it out. `attentions`: backends to run side by side;
+    empty, or "auto", for the one chosen by device and dtype.
     """
 
     methods: tuple[str, ...] = ("vanilla", "fastv", "feather", "sharp")
@@ -104,12 +104,12 @@ class PrefillPlan:
             if not 0 < retention < 1:
                 raise InputError(f"the retention is {retention:g}; to be measured it must be above 0 and below 1")
 
-    def cases(self, default_attention: str) -> list[Case]:
+    def cases(self, backends: Sequence[str]) -> list[Case]:
         """Plain and vanilla once per backend, every other method on every content at every retention."""
         pruned = [name for name in self.methods if name != "vanilla"]
         return [
             case
-            for attention in self.attentions or (default_attention,)
+            for attention in backends
             for case in (
                 *(Case(name, 1.0, self.contents[0], attention) for name in (PLAIN, "vanilla")),
                 *(
@@ -241,6 +241,14 @@ class Bench:
             self._attention = attention
 
 
+def attention_backends(subject: Subject, plan: PrefillPlan) -> dict[str, str]:
+    """The backends that will run, and why each; ModelError for one that cannot."""
+    placement = subject.placement
+    if not plan.attentions:
+        return {placement.attention: placement.attention_reason}
+    return dict(choose_attention(placement.device, placement.dtype, name) for name in plan.attentions)
+
+
 def measure_prefill(
     subject: Subject, plan: PrefillPlan, progress: Progress = lambda line: None, measure: Measure | None = None
 ) -> dict[str, Any]:
@@ -248,12 +256,9 @@ def measure_prefill(
 
     `measure` stands in for `Bench.measure` (tests).
     """
-    placement = subject.placement
-    reasons = {name: choose_attention(placement.device, placement.dtype, name)[1] for name in plan.attentions} or {
-        placement.attention: placement.attention_reason
-    }
+    reasons = attention_backends(subject, plan)
     bench = Bench(subject, plan)
-    cases = plan.cases(placement.attention)
+    cases = plan.cases(tuple(reasons))
     for case in cases:
         method = case.make()
         if method is not None:
@@ -405,7 +410,7 @@ def profiled(subject: Subject, plan: PrefillPlan, rows: int = 25) -> str:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     bench = Bench(subject, replace(plan, decode_tokens=0))
     parts = []
-    for case in plan.cases(subject.placement.attention):
+    for case in plan.cases(tuple(attention_backends(subject, plan))):
         if case.method == PLAIN:
             continue
         if case.method != "vanilla":

@@ -154,7 +154,7 @@ def test_rounds_run_forwards_and_backwards_over_all_cases(llava: Subject) -> Non
     measure = faked(lambda case, number: 1.0)
     plan = replace(PLAN, tokens=2 * llava.per_frame)
     measure_prefill(llava, plan, measure=lambda case: (order.append(case), measure(case))[1])
-    cases = plan.cases("sdpa")
+    cases = plan.cases(["sdpa"])
     assert [case.method for case in cases] == [PLAIN, "vanilla", "fastv", "feather", "sharp"]
     assert order == [*cases, *reversed(cases), *cases]
     assert round_order(cases, 1) == cases[::-1]
@@ -247,7 +247,7 @@ def test_backends_and_contents_stand_side_by_side(llava: Subject) -> None:
         PLAN,
         methods=("vanilla", "sharp"),
         contents=(CONTENT, Content(1, 0.95)),
-        attentions=("sdpa", "eager"),
+        attentions=("auto", "sdpa", "eager"),
         tokens=8 * llava.per_frame,
     )
     used: list[str] = []

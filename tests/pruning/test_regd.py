@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import product
+from collections.abc import Callable
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -32,7 +33,10 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12))
 
 
-def naive_runs(vectors: list[np.ndarray], tau: float, reference: str) -> list[list[int]]:
+def naive_runs(
+    vectors: list[np.ndarray], tau: float, reference: str, margins: list[float] | None = None
+) -> list[list[int]]:
+    """Runs of a sequence; `margins` collects how far every compared cosine was from the threshold."""
     runs: list[list[int]] = []
     for i, vector in enumerate(vectors):
         if runs:
@@ -44,7 +48,10 @@ def naive_runs(vectors: list[np.ndarray], tau: float, reference: str) -> list[li
                 "running_mean": np.mean([vectors[j] for j in current], 0),
                 "mean": np.mean([vectors[j] for j in current], 0),
             }[reference]
-            if cosine(vector, against) > tau:
+            likeness = cosine(vector, against)
+            if margins is not None:
+                margins.append(abs(likeness - tau))
+            if likeness > tau:
                 current.append(i)
                 continue
         runs.append([i])
@@ -52,9 +59,18 @@ def naive_runs(vectors: list[np.ndarray], tau: float, reference: str) -> list[li
 
 
 def naive_refine(
-    hidden: np.ndarray, segments: list[tuple[int, int]], scores: np.ndarray, registers: list[int], o: RegDOptions
+    hidden: np.ndarray,
+    segments: list[tuple[int, int]],
+    scores: np.ndarray,
+    registers: list[int],
+    o: RegDOptions,
+    margins: list[float] | None = None,
 ) -> dict[int, tuple[str, np.ndarray]]:
-    """Paper Sec. 4.3 token by token: slot -> (role, row)."""
+    """Paper Sec. 4.3 token by token: slot -> (role, row).
+
+    `margins` collects how close every decision was: cosines to thresholds, and unequal diversities to each other.
+    """
+    margins = [] if margins is None else margins
     kept: dict[int, tuple[str, np.ndarray]] = {}
     leftover: list[tuple[float, int, np.ndarray]] = []
     for a, b in segments:
@@ -69,6 +85,7 @@ def naive_refine(
                 continue
             likeness = [cosine(hidden[t], hidden[r]) for r in inside]
             best = int(np.argmax(likeness))
+            margins.append(abs(likeness[best] - o.tau_filter))
             if likeness[best] <= o.tau_filter:
                 pool.append(t)
             elif o.prefilter_absorb == "mean":
@@ -76,7 +93,7 @@ def naive_refine(
         for r in inside:
             row[r] = np.mean(members[r], 0)
         pivots = []
-        for group in naive_runs([row[r] for r in inside], o.tau_merge, o.dedup_reference):
+        for group in naive_runs([row[r] for r in inside], o.tau_merge, o.dedup_reference, margins):
             pivot = inside[group[0]]
             vector = row[pivot]
             if o.dedup_absorb == "mean":
@@ -86,7 +103,7 @@ def naive_refine(
             kept[pivot] = ("merged" if changed else "register", vector)
             pivots.append(vector)
         candidates = []
-        for group in naive_runs([hidden[t] for t in pool], o.tau_cluster, o.cluster_reference):
+        for group in naive_runs([hidden[t] for t in pool], o.tau_cluster, o.cluster_reference, margins):
             tokens = [pool[g] for g in group]
             mean = np.mean(hidden[tokens], 0)
             token, center = tokens[0], mean
@@ -98,18 +115,25 @@ def naive_refine(
             diversity = 1 - np.mean([cosine(center, p) for p in pivots]) + o.beta * len(tokens)
             candidates.append((float(diversity), token, center))
         candidates.sort(key=lambda c: (-c[0], c[1]))
+        margins += gaps(candidates)
         missing = len(inside) - len(pivots)
         for _, token, center in candidates[:missing]:
             kept[token] = ("filled", center)
         leftover += candidates[missing:]
     if o.strict_budget:
         leftover.sort(key=lambda c: (-c[0], c[1]))
+        margins += gaps(leftover)
         for _, token, center in leftover[: len(registers) - len(kept)]:
             kept[token] = ("filled", center)
         rest = sorted((t for t in range(len(hidden)) if t not in kept), key=lambda t: (-scores[t], t))
         for token in rest[: len(registers) - len(kept)]:
             kept[token] = ("filled", None)  # its own row, whatever absorbed it before
     return kept
+
+
+def gaps(candidates: list[tuple[float, int, np.ndarray]]) -> list[float]:
+    """Differences between neighbouring diversities; equal centres are an exact tie, which the lower index wins."""
+    return [abs(one[0] - other[0]) for one, other in pairwise(candidates) if not np.array_equal(one[2], other[2])]
 
 
 def clip_like(seed: int, n: int, d: int, duplicates: float) -> np.ndarray:
@@ -120,12 +144,6 @@ def clip_like(seed: int, n: int, d: int, duplicates: float) -> np.ndarray:
     copies = rng.random(n) < duplicates
     rows[1:][copies[1:]] = rows[:-1][copies[1:]]
     return rows.astype(np.float32)
-
-
-def tie_free(hidden: np.ndarray, taus: tuple[float, ...]) -> bool:
-    unit = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
-    values = unit @ unit.T
-    return all(np.abs(values - tau).min() > 1e-5 for tau in taus)
 
 
 @WALK
@@ -167,6 +185,102 @@ def test_refine_is_the_naive_loop(seed: int, walk: bool) -> None:
             assert segment_of[slot] == segment_of[target]  # never across a cut
             assert target in expected
             assert slot not in expected
+
+
+# -- three implementations, one answer -----------------------------------------------------------------------------
+
+MARGIN = 1e-5  # decisions closer than this may fall either way in fp32, whoever adds up first
+
+
+def at_angles(cosines: np.ndarray, d: int, rng: np.random.Generator) -> np.ndarray:
+    """Unit rows whose cosines to the first axis are the given ones."""
+    rest = rng.normal(size=(len(cosines), d - 1))
+    rest /= np.linalg.norm(rest, axis=1, keepdims=True)
+    return np.hstack((cosines[:, None], np.sqrt(1 - cosines[:, None] ** 2) * rest))
+
+
+def near_thresholds(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
+    """Cosines to a common direction 1e-4 to either side of every threshold."""
+    taus = rng.choice([0.4, 0.7, 0.8], n) + rng.choice([-1e-4, 1e-4], n)
+    rows = at_angles(taus, d, rng)
+    rows[rng.random(n) < 0.3] = np.eye(1, d)
+    return rows
+
+
+def drift(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
+    """A slow turn in one plane: every neighbour alike, the ends opposite."""
+    turn = np.cumsum(rng.uniform(0.02, 0.3, n))
+    return np.stack((np.cos(turn), np.sin(turn), *np.zeros((d - 2, n))), 1)
+
+
+def alternating(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
+    """Two directions in turn: no run is longer than one, and every cluster ties with others."""
+    pair = rng.normal(size=(2, d))
+    return pair[np.arange(n) % 2]
+
+
+ADVERSARIAL: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
+    "clips": lambda rng, n, d: clip_like(int(rng.integers(1 << 30)), n, d, 0.3),
+    "copies": lambda rng, n, d: clip_like(int(rng.integers(1 << 30)), n, d, 0.9),
+    "noise": lambda rng, n, d: rng.normal(size=(n, d)),
+    "near thresholds": near_thresholds,
+    "drift": drift,
+    "alternating": alternating,
+    "scaled copies": lambda rng, n, d: rng.normal(size=(1, d)) * rng.uniform(0.01, 100, (n, 1)),
+    "opposites": lambda rng, n, d: rng.normal(size=(1, d)) * rng.choice([-1, 1], (n, 1)) + rng.normal(size=(n, d)) / 9,
+    "orthogonal": lambda rng, n, d: np.eye(d)[rng.integers(0, d, n)],
+    "some zeros": lambda rng, n, d: rng.normal(size=(n, d)) * (rng.random((n, 1)) < 0.7),
+}
+
+
+def cut(rng: np.random.Generator, n: int) -> list[tuple[int, int]]:
+    """One segment, a few, or one for every token."""
+    count = int(rng.choice([0, 1, 3, n - 1]))
+    cuts = sorted(rng.choice(np.arange(1, n), min(count, n - 1), replace=False).tolist())
+    return list(zip([0, *cuts], [*cuts, n], strict=True))
+
+
+@pytest.mark.parametrize("kind", ADVERSARIAL)
+def test_loop_walk_and_blocks_keep_the_same_tokens(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 cases of each of 10 kinds, 300 in all, with the published thresholds, in fp32."""
+    monkeypatch.setattr(regd, "ROW_BLOCK", 16)
+    monkeypatch.setattr(regd, "SCAN_BLOCK", 5)
+    compared = drawn = 0
+    while compared < 30:
+        rng = np.random.default_rng([list(ADVERSARIAL).index(kind), drawn])
+        drawn += 1
+        n, d = int(rng.integers(2, 100)), int(rng.integers(3, 16))
+        hidden = ADVERSARIAL[kind](rng, n, d).astype(np.float32)
+        segments, k = cut(rng, n), int(rng.integers(1, n + 1))
+        scores = rng.permutation(n).astype(np.float32)
+        registers = sorted(np.argsort(-scores)[:k].tolist())
+        margins: list[float] = []
+        expected = naive_refine(hidden, segments, scores, registers, RegDOptions(), margins)
+        if min(margins, default=1.0) < MARGIN:
+            continue
+        compared += 1
+        walked, blocked = (
+            refined(torch.from_numpy(hidden), segments, torch.from_numpy(scores), torch.tensor(registers), walk=walk)
+            for walk in (True, False)
+        )
+        assert walked.kept.tolist() == blocked.kept.tolist() == sorted(expected), drawn
+        roles = [expected[slot][0] for slot in sorted(expected)]
+        for selection in (walked, blocked):
+            assert [Role(role).label for role in selection.role.tolist()] == roles, drawn
+        assert torch.equal(walked.merged_into, blocked.merged_into)
+    assert drawn <= 60, "too many cases hang on rounding"
+
+
+@WALK
+def test_half_precision_states_are_compared_in_fp32(walk: bool) -> None:
+    """What bf16 can flip is the rounding of the states; the similarities add none of their own."""
+    rows = torch.from_numpy(clip_like(3, 200, 64, 0.4)).bfloat16()
+    scores, registers = torch.arange(200.0), torch.arange(150, 200)
+    half, full = (
+        refined(hidden, [(0, 90), (90, 200)], scores, registers, walk=walk) for hidden in (rows, rows.float())
+    )
+    assert torch.equal(half.kept, full.kept)
+    assert torch.equal(half.hidden, full.hidden)
 
 
 @WALK
