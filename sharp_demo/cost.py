@@ -112,16 +112,16 @@ def _layer_macs(shape: ModelShape, rows: int, pairs: int) -> int:
     return rows * shape.hidden * projections + 2 * pairs * shape.query_width
 
 
-def segment_masked_pairs(segments: Sequence[int], prefix: int, suffix: int) -> int:
+def segment_masked_pairs(segments: Sequence[int], prefix: int, suffix: int, *, prefix_visible: bool = True) -> int:
     """Return the (query, key) pairs of a causal layer whose visual tokens see only the prefix and their own segment.
 
     Parameters
     ----------
     segments : visual tokens per segment. prefix, suffix : text tokens before and after the video. The text after
-    the video sees everything.
+    the video sees everything. prefix_visible : may visual tokens look at the text before the video?
     """
     visual = sum(segments)
-    inside = sum(_causal_pairs(s) + s * prefix for s in segments)
+    inside = sum(_causal_pairs(s) + s * prefix * prefix_visible for s in segments)
     return _causal_pairs(prefix) + inside + suffix * (prefix + visual) + _causal_pairs(suffix)
 
 
@@ -132,6 +132,8 @@ def exact_tflops(
     *,
     prefix_tokens: int = 0,
     segments: Sequence[int] = (),
+    masked_layers: Sequence[int] = (0,),
+    prefix_visible: bool = True,
     extra_macs: int = 0,
 ) -> float:
     """Return the TFLOPs the decoder executes in a prefill (2 x multiply-adds), with one row of logits.
@@ -140,15 +142,18 @@ def exact_tflops(
     ----------
     visual_per_layer : visual tokens that enter each layer.
     text_tokens, prefix_tokens : all text tokens of the prompt, and how many of them stand before the video.
-    segments : visual tokens per segment where layer 0 is segment-masked; empty for plain causal attention.
+    segments : visual tokens per segment where the `masked_layers` are segment-masked; empty for plain causal
+    attention. prefix_visible : as in `segment_masked_pairs`.
     extra_macs : what a method adds: `score_macs`, `bias_macs`, `bias_setup_macs`.
     """
     macs = shape.hidden * shape.vocab + extra_macs
     for layer, visual in enumerate(visual_per_layer):
         rows = visual + text_tokens
-        masked = layer == 0 and segments
-        pairs = segment_masked_pairs(segments, prefix_tokens, text_tokens - prefix_tokens) if masked else None
-        macs += _layer_macs(shape, rows, _causal_pairs(rows) if pairs is None else pairs)
+        pairs = _causal_pairs(rows)
+        if segments and layer in masked_layers:
+            suffix = text_tokens - prefix_tokens
+            pairs = segment_masked_pairs(segments, prefix_tokens, suffix, prefix_visible=prefix_visible)
+        macs += _layer_macs(shape, rows, pairs)
     return 2 * macs / TERA
 
 
@@ -190,14 +195,16 @@ def overhead_macs(
     text_tokens: int = 40,
     prefix_tokens: int = 0,
     options: Mapping[str, Any] | None = None,
+    achieved: Sequence[int] | None = None,
 ) -> dict[str, int]:
     """Return the multiply-adds a method adds to the forward, by stage: `scores`, `bias`, `bias_setup`.
 
     `bias_setup` is paid once and cached, the others in every prefill. Selections that read no attention cost nothing.
+    `achieved` are the visual tokens that entered each layer, where a run has shown them; else the schedule's.
     """
     options = options or {}
     stages = method_schedule(method, retention, n, shape.layers, options)
-    before = [n, *(kept for _, kept in stages)]
+    before = [n, *(kept for _, kept in stages)] if achieved is None else [achieved[layer - 1] for layer, _ in stages]
     if method == "fastv":
         return {"scores": sum(score_macs(shape, v + text_tokens) for v, _ in zip(before, stages, strict=False))}
     if method == "feather":
@@ -206,7 +213,7 @@ def overhead_macs(
         return {}
     look_ahead = options.get("score_layer", "lookahead") == "lookahead"
     macs = {"scores": score_macs(shape, n + text_tokens, project_keys=look_ahead)}
-    if options.get("posc", True):
+    if options.get("posc", True) and options.get("penalty", 1) > 0:
         full_layers = stages[0][0] - (0 if look_ahead else 1)
         macs["bias"] = bias_macs(shape, n, text_tokens, prefix_tokens, full_layers=full_layers)
         macs["bias_setup"] = bias_setup_macs(shape, n, prefix_tokens, full_layers=full_layers)

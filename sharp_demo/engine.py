@@ -447,23 +447,23 @@ def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, col
     assert run.layout is not None
     n, prefix = len(run.layout), int(run.layout.index[0])
     text = length - n
-    extra = {}
+    options, achieved, extra = config_of(method), run.visual_per_layer, {}
     if method.active:
-        extra = overhead_macs(
-            method.name, shape, n, method.retention, text, prefix, {**config_of(method), "paper_mode": False}
-        )
+        extra = overhead_macs(method.name, shape, n, method.retention, text, prefix, options, achieved)
     if not cold:
         extra.pop("bias_setup", None)
-    masked = bool(run.segments) and getattr(method, "segm", False)
-    bounds = token_bounds(run.layout.frame, run.segments) if masked else []
+    masked = [layer for layer in options.get("segm_layers", ()) if options["segm"] and layer < options["layer"]]
+    bounds = token_bounds(run.layout.frame, run.segments) if masked and run.segments else []
     return {
-        "paper": paper_tflops(shape, run.visual_per_layer),
+        "paper": paper_tflops(shape, achieved),
         "exact": exact_tflops(
             shape,
-            run.visual_per_layer,
+            achieved,
             text,
             prefix_tokens=prefix,
             segments=[b - a for a, b in bounds],
+            masked_layers=masked,
+            prefix_visible=options.get("sys_visible", True),
             extra_macs=sum(extra.values()),
         ),
     }

@@ -12,13 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from sharp_demo import engine as engine_module
-from sharp_demo.cost import paper_tflops
-from sharp_demo.engine import Engine, unique_labels
+from sharp_demo.backbones.load import Backbone
+from sharp_demo.cost import ModelShape, paper_tflops
+from sharp_demo.engine import Engine, prefill, prefill_tflops, unique_labels
 from sharp_demo.errors import InputError, MethodError, ModelError, QuestionError, VideoError
 from sharp_demo.pruning.registry import make_method
 from sharp_demo.pruning.runtime import Prefill
+from sharp_demo.pruning.sharp import ShaRP
+from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.records import (
     Decoded,
     Done,
@@ -192,6 +196,68 @@ def test_flops_matched_budgets_cost_what_fastv_costs(engine: Engine, request_for
         if result.method != "vanilla":
             assert abs(result.tflops["paper"] - fastv.tflops["paper"]) < one_token
             assert result.tflops["paper"] < matched["vanilla"].tflops["paper"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vanilla", {}),
+        ("fastv", {"layer": 3}),
+        ("feather", {"paper_mode": True}),
+        ("sharp", {}),
+        ("sharp", {"score_layer": "first", "layer": 2}),
+        ("sharp", {"penalty": 0}),
+    ],
+)
+def test_exact_flops_are_those_torch_counts(
+    name: str, options: dict, tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matrix products as counted by torch, attention as (query, key) pairs that the mask lets through."""
+    method = make_method(name, 0.3, {**options, **({"segm": False, "regd": False} if name == "sharp" else {})})
+    prompt, cache, attention = Prompt(tiny), BiasCache(), 0
+
+    def counted(query: torch.Tensor, key: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        nonlocal attention
+        mask, n = kwargs.get("attn_mask"), query.shape[2]
+        pairs = n * (n + 1) // 2 if kwargs.get("is_causal") else n * key.shape[2]
+        if mask is not None:
+            pairs = int((mask if mask.dtype == torch.bool else mask == 0).sum())
+        attention += pairs * 4 * query.shape[1] * query.shape[3]
+        return original(query, key, *args, **kwargs)
+
+    original = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    with method(tiny.model, tiny.processor, cache) as run, torch.inference_mode():
+        prefill(tiny.model, prompt.inputs())  # makes the bias, which takes the vision tower too
+        attention = 0
+        with FlopCounterMode(display=False) as counter:
+            prefill(tiny.model, prompt.inputs())
+    products = sum(
+        flops for kernel, flops in counter.get_flop_counts()["Global"].items() if "attention" not in str(kernel)
+    )
+    shape = ModelShape.from_config(tiny.model.config.text_config)
+    exact = prefill_tflops(shape, method, run, prompt.length, run.bias_cold)["exact"]
+    assert exact * 1e12 == pytest.approx(products + attention, rel=1e-9)
+
+
+def test_exact_flops_know_which_layers_are_masked_and_from_what(tiny: Backbone) -> None:
+    prompt, tflops = Prompt(tiny), {}
+    shape = ModelShape.from_config(tiny.model.config.text_config)
+    for layers in ((), (1,), (0, 1), (0, 1, 2)):
+        for sys_visible in (True, False):
+            options = {"segm_layers": layers, "sys_visible": sys_visible, "tau_seg": 0.999}
+            method = ShaRP(retention=0.3, layer=2, posc=False, regd=False, **options)
+            with method(tiny.model) as run:
+                greedy(prompt, steps=1)
+            tflops[layers, sys_visible] = prefill_tflops(shape, method, run, prompt.length, False)["exact"]
+    assert len(run.segments) > 1
+    frame, start, n = prompt.layout.frame, int(prompt.layout.index[0]), len(prompt.layout)
+    segment = sum((frame >= first).long() for first, _ in run.segments)
+    apart = int((segment[:, None] > segment[None]).sum())  # pairs that one masked layer does not compute
+    for sys_visible, hidden in ((True, apart), (False, apart + n * start)):
+        for layers, masked in (((1,), 1), ((0, 1), 2), ((0, 1, 2), 2)):  # layer 2 runs on what is left
+            saved = (tflops[(), sys_visible] - tflops[layers, sys_visible]) * 1e12
+            assert saved == pytest.approx(masked * hidden * 4 * shape.query_width)
 
 
 def test_stop_ends_between_two_tokens_and_is_labelled(engine: Engine, request_for: Request) -> None:
