@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sharp_demo.backbones.tiny import SENTENCES, TinyShape
 from sharp_demo.clips.generate import clip_questions
-from sharp_demo.clips.questions import GIST_KINDS, HARD_KINDS, NEEDLE_KINDS
+from sharp_demo.clips.questions import HARD_KINDS
 
 # 7 x 7 tokens a frame: 112 pixels in patches of 8, pooled (LLaVA-OneVision) or merged (Qwen2-VL) 2 x 2.
 SHAPE = TinyShape(
@@ -26,9 +26,19 @@ SHAPE = TinyShape(
     initializer_range=0.02,
 )
 
-CORE = dict.fromkeys(NEEDLE_KINDS, 1.0) | dict.fromkeys(GIST_KINDS, 0.5)
+# Conjunctions of two attributes are learned last, so they are asked most.
+CORE = {
+    "bg_of": 3.0,
+    "color_in": 2.0,
+    "shape_in": 2.0,
+    "letter_in": 1.0,
+    "bg_letter": 0.7,
+    "flash": 0.5,
+    "bg_flash": 0.5,
+}
+CORE |= {"first_bg": 0.4, "last_bg": 0.4, "count": 0.6, "exist_scene": 0.6}
 EASY = CORE | {"count": 0.0, "exist_scene": 0.0}
-ALL = CORE | dict.fromkeys(HARD_KINDS, 0.35)
+ALL = CORE | dict.fromkeys(HARD_KINDS, 0.3)
 
 
 @dataclass(frozen=True)
@@ -53,11 +63,11 @@ class Stage:
 
 
 STAGES = (
-    Stage("2 objects", 150, 24, 8, 2, 3, EASY),
-    Stage("5 objects", 120, 24, 8, 5, 8, CORE),
-    Stage("10 objects", 90, 18, 10, 10, 24, CORE),
+    Stage("2 objects", 140, 24, 8, 2, 3, EASY),
+    Stage("5 objects", 110, 24, 8, 5, 8, CORE),
+    Stage("10 objects", 110, 18, 10, 10, 24, CORE),
     Stage("all objects", 120, 14, 12, None, 40, ALL),
-    Stage("blinded", 130, 14, 12, None, 40, ALL, (1.0, 0.6), blind=0.6),
+    Stage("blinded", 130, 14, 12, None, 40, ALL, (1.0, 0.6), blind=0.5),
     Stage("all tokens", 75, 6, 14, None, None, ALL, (0.6, 0.03), blind=0.4, sentences=True),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from sharp_demo.backbones.processor import Processor
 from sharp_demo.clips.generate import clip_questions, clip_scenes
 from sharp_demo.clips.packing import SLOTS, Batch, Prompts, Sample, pack
-from sharp_demo.clips.records import Question, Split
+from sharp_demo.clips.records import INTERVALS, Question, Split
 from sharp_demo.clips.vision import interval_frames, patch_features, per_interval, visual_tokens
 
 BLIND_LAYERS = 2
@@ -56,18 +56,30 @@ class Verdict:
 
 
 @torch.no_grad()
-def judge(model: Any, processor: Processor, split: Split, seeds: Iterable[int], per_kind: int = 1) -> Iterator[Verdict]:
+def judge(
+    model: Any,
+    processor: Processor,
+    split: Split,
+    seeds: Iterable[int],
+    per_kind: int = 1,
+    decoded: Callable[[int], np.ndarray] | None = None,
+) -> Iterator[Verdict]:
     """Ask every question of these clips; pixels go through the real tower, questions share one packed row.
 
-    An answer is exact when each of its tokens, its end included, is the model's first choice after the ones before:
-    that is when greedy decoding says it.
+    `decoded(seed)` gives the sampled frames [T, H, W, 3] of a clip's film; without it the frames are drawn. An answer
+    is exact when each of its tokens, its end included, is the model's first choice after the ones before: that is
+    when greedy decoding says it.
     """
     prompts = Prompts(processor)
     device = next(model.parameters()).device
     for seed in seeds:
-        scenes = clip_scenes(seed, split)
-        pairs = [(scene, i) for scene in scenes for i in range(scene.length)]
-        patches = patch_features(model, processor.video, interval_frames(pairs, per_interval(model.config)))
+        if decoded is None:
+            pairs = [(scene, i) for scene in clip_scenes(seed, split) for i in range(scene.length)]
+            frames = interval_frames(pairs, per_interval(model.config))
+        else:
+            frames = decoded(seed)
+            frames = frames.reshape(INTERVALS, -1, *frames.shape[1:])
+        patches = patch_features(model, processor.video, frames)
         questions = tuple(clip_questions(seed, split, per_kind))
         slots = np.arange(SLOTS)
         batch = pack(prompts, [Sample(slots, slots, questions)], sentences=True).to(device)

@@ -34,6 +34,7 @@ from sharp_demo.clips.questions import KINDS
 from sharp_demo.clips.recipe import Recipe, Stage, corpus
 from sharp_demo.clips.score import hidden_states, judge, tables
 from sharp_demo.clips.vision import (
+    CELLS,
     Heads,
     build_pool,
     patch_features,
@@ -148,6 +149,7 @@ def train(
         state = {"phase": "tokens", "step": 0}
     pool = _pool(run)
     if state["phase"] == "tokens":
+        run.say({"event": "pool", "intervals": len(pool.features) // CELLS})
         _train_tokens(run, pool)
         state = {"phase": "language", "step": 0}
     if not _train_language(run, pool, state, stop_after):
@@ -234,7 +236,6 @@ def _pool(run: Training) -> Pool:
     features = build_pool(run.model, run.processor.video, clips, run.seed, lambda text: print(text, flush=True))
     torch.save(features, cached.with_suffix(".tmp"))
     os.replace(cached.with_suffix(".tmp"), cached)
-    run.say({"event": "pool", "intervals": len(features)})
     return Pool(clips, features)
 
 
