@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import struct
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ HUB_FILES = ("*.json", "*.jinja", "*.txt", "*.safetensors")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_TIMEOUT_S = 3.0
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# from_pretrained swaps class methods and puts back what it found: two at once leave them swapped for good.
+_ONE_LOAD_AT_A_TIME = threading.Lock()
 LARGE_GPU_BYTES = 22 * 2**30  # a 7B model in half precision, its tower and one 6,273-token prefill
 
 
@@ -291,15 +294,16 @@ def _load_model(folder: Path, config: Any, placement: Placement) -> Any:
     # Straight onto the GPU: a 7B model never has to fit into host memory.
     device_map = None if placement.device == "cpu" else {"": placement.device}
     try:
-        model, report = model_class.from_pretrained(
-            folder,
-            dtype=placement.dtype,
-            attn_implementation=placement.attention,
-            device_map=device_map,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with _ONE_LOAD_AT_A_TIME:
+            model, report = model_class.from_pretrained(
+                folder,
+                dtype=placement.dtype,
+                attn_implementation=placement.attention,
+                device_map=device_map,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except torch.OutOfMemoryError:
         raise ModelError(
             f"{folder} does not fit into the memory of {placement.device}; choose a smaller model"

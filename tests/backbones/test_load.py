@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -356,3 +357,14 @@ def test_unreachable_hub_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(loading.HfApi, "model_info", refuse)
     assert not loading._hub_has(SMALL)
+
+
+def test_models_may_be_loaded_on_several_threads(tiny_llava_folder: Path, cpu_settings: Settings) -> None:
+    """transformers itself cannot: two loads at once leave it unable to load anything in this process."""
+
+    def parameters(_: int) -> int:
+        return load(str(tiny_llava_folder), cpu_settings).info.parameters
+
+    with ThreadPoolExecutor(3) as threads:
+        counts = list(threads.map(parameters, range(9)))
+    assert len(set(counts)) == 1
