@@ -6,6 +6,7 @@ or hotter treats all alike. Speed-ups are ratios within a round.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -42,6 +43,7 @@ TABLE_4 = {
 }
 CONTAINS = {
     "prefill": "language model only, from embeddings to the first token's id; bias warm; video features are given",
+    "CPU time": "processor time of the same prefills, one thread: what others on the machine take is not in it",
     "attn": "segment cuts, last-token scores, black-video bias of the question's rows (warm), top-K",
     "fltr": "RegD step 1 with the copy of the visual rows it works on",
     "dedpl": "RegD step 2",
@@ -132,6 +134,7 @@ class Sample:
     kv_bytes: int
     peak_bytes: int | None
     added_bytes: int | None
+    cpu_ms: float | None = None  # processor time of the prefill, where one thread does all of it
     run: Run | None = field(default=None, repr=False)
 
     @property
@@ -184,10 +187,12 @@ class Bench:
         cache_of_bias = self.bias_cache if bias_cache is None else bias_cache
         context = nullcontext(None) if method is None else method(model, self.subject.processor, cache_of_bias)
         with peak_memory(model.device) as peak, context as run:
-            watch = Stopwatch(model.device)
+            watch, cpu_began = Stopwatch(model.device), time.process_time()
             with watch("prefill"):
                 logits, cache, positions = prefill(model, prompt.inputs)
                 token = int(logits.argmax())
+            alone = model.device.type == "cpu" and torch.get_num_threads() == 1
+            cpu_ms = (time.process_time() - cpu_began) * 1e3 if alone else None
             size = cache_bytes(cache)
             decode_ms = []
             for _ in range(self.plan.decode_tokens):
@@ -196,7 +201,7 @@ class Bench:
                     token = int(decode_step(model, token, cache, positions).argmax())
                 decode_ms.append(step.ms()["decode"])
         stages = {} if run is None else dict(run.stages)
-        return Sample(watch.ms()["prefill"], stages, decode_ms, size, peak.bytes, peak.added, run)
+        return Sample(watch.ms()["prefill"], stages, decode_ms, size, peak.bytes, peak.added, cpu_ms, run)
 
     def warm_up(self, cases: Iterable[Case], progress: Progress) -> dict[Case, Sample]:
         """Run cases once, unmeasured but for the cold bias: each has a bias cache of its own, and fills the shared one.
@@ -329,7 +334,7 @@ def _result(
     vanilla_ms = float(np.median(reference))
     decode = [float(np.median(s.decode_ms)) for s in mine if s.decode_ms]
     decode_vanilla = [float(np.median(s.decode_ms)) for s in vanilla if s.decode_ms]
-    speedup = paired_ratio(reference, times)
+    speedup, cpu = paired_ratio(reference, times), _cpu_ms(mine)
     flops = _flops(subject, prompt, case, mine[-1].run)
     setup_ms = cold.stages.get(COLD) if cold is not None else None
     return {
@@ -360,10 +365,16 @@ def _result(
         "peak_bytes": max((s.peak_bytes for s in mine if s.peak_bytes is not None), default=None),
         "added_bytes": max((s.added_bytes for s in mine if s.added_bytes is not None), default=None),
         "speedup": asdict(speedup),
+        "cpu_time_ms": summary(cpu) if cpu else None,
+        "speedup_in_cpu_time": asdict(paired_ratio(_cpu_ms(vanilla), cpu)) if cpu else None,
         "flops": flops,
         "share_of_flops_ratio": _share(speedup, flops["ratio"]),
         "share_of_executed_ratio": _share(speedup, flops["executed_ratio"]),
     }
+
+
+def _cpu_ms(samples: Sequence[Sample]) -> list[float]:
+    return [s.cpu_ms for s in samples if s.cpu_ms is not None]
 
 
 def _share(speedup: Ratio, ratio: float) -> float | None:

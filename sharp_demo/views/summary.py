@@ -94,7 +94,12 @@ def figures_of(result: Result, baseline: Result | None) -> list[Figure]:
         Figure(
             "prefill", "Prefill", format_ms(latency["prefill"]), "Language model over the prompt, pruning included."
         ),
-        Figure("first_token", "First token", format_ms(latency["first_token"]), "Time to the first answer token."),
+        Figure(
+            "first_token",
+            "First token",
+            f"{format_ms(latency['first_token'])} ({latency['vision'] / latency['first_token']:.0%} vision)",
+            "Time to the first answer token, video decoding and vision encoder included; the encoder's share.",
+        ),
         Figure("decode", "Per token", format_ms(latency.get("decode_per_token")), "Mean time of each further token."),
         Figure(
             "total",

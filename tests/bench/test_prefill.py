@@ -194,6 +194,7 @@ def test_document_says_what_was_measured(document: dict[str, Any], llava: Subjec
     for result in document["results"]:
         assert len(result["prefill_ms"]["samples"]) == 3
         assert result["prefill_ms"]["min"] > 0
+        assert 0 < result["cpu_time_ms"]["min"] < 2 * max(result["prefill_ms"]["samples"])
         pruned = result["method"] not in (PLAIN, "vanilla")
         kept = round(0.25 * n) if pruned else n
         assert result["tokens"]["kept"] == kept
@@ -280,6 +281,14 @@ def test_the_plain_model_has_nothing_attached(llava: Subject, monkeypatch: pytes
     assert sample.stages == {}
     with pytest.raises(AssertionError, match="attached"):
         bench.measure(Case("vanilla", 1.0, CONTENT, "sdpa"))
+
+
+def test_processor_time_is_told_for_one_thread_only(llava: Subject) -> None:
+    bench = Bench(llava, replace(PLAN, tokens=llava.per_frame * 2))
+    case = Case("vanilla", 1.0, CONTENT, "sdpa")
+    assert bench.measure(case).cpu_ms is not None
+    with torch_threads(2):
+        assert bench.measure(case).cpu_ms is None
 
 
 def test_the_bias_is_cold_once_and_warm_in_every_round(llava: Subject) -> None:

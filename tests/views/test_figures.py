@@ -105,3 +105,8 @@ def test_figures_report_what_was_achieved(results):
     assert shown["flops_ratio"] == "3.00×"
     assert "speedup" not in {figure.key for figure in summary.figures_of(results[0], baseline)}
     assert "speedup" not in {figure.key for figure in summary.figures_of(results[3], None)}
+
+
+def test_first_token_says_how_much_of_it_the_vision_encoder_took():
+    shown = {figure.key: figure.value for figure in summary.figures_of(make_result(), None)}
+    assert shown["first_token"].endswith("(20% vision)")  # 4 of 8 + 4 + 8 ms
