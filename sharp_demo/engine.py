@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
+import math
 import platform
 import threading
 import time
@@ -371,7 +372,7 @@ class Engine:
                     probabilities = logits.float().softmax(-1)
                     token = int(probabilities.argmax())
                 timed.append(Timed(watch.ms()["prefill"], run.stages, run.bias_cold))
-            first_prob = float(probabilities[token])
+            (first_prob,) = finite(probabilities[token : token + 1])
             kv_bytes = cache_bytes(cache)
             decode_ms, steps = 0.0, 0
             ends = end_tokens(model, backbone.processor.tokenizer)
@@ -517,12 +518,14 @@ def probe_attention(model: Any, prompt: dict[str, Tensor], features: VideoFeatur
 
 
 def file_digest(path: str) -> str:
-    """SHA-256 of a file's content; the path itself where there is nothing to read (the decoder then says why)."""
-    file = Path(path)
-    if not file.is_file():
-        return path
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """SHA-256 of a file's content; the path itself where it cannot be read (the decoder then says why)."""
+    try:
+        if Path(path).is_file():  # opening a pipe would wait for its other end
+            with Path(path).open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        pass
+    return path
 
 
 def unique_labels(specs: tuple[MethodSpec, ...]) -> list[str]:
@@ -571,8 +574,8 @@ def merged_pairs(run: Run) -> list[list[int]]:
 
 
 def finite(scores: Tensor) -> list[float | None]:
-    """A score per slot; None where the token was already gone when it was scored."""
-    return [None if value != value else value for value in scores.tolist()]
+    """Scores as JSON can hold them; None where the token was gone before (NaN) or half precision overflowed."""
+    return [value if math.isfinite(value) else None for value in scores.tolist()]
 
 
 @dataclass(frozen=True)

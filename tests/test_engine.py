@@ -260,6 +260,27 @@ def test_exact_flops_know_which_layers_are_masked_and_from_what(tiny: Backbone) 
             assert saved == pytest.approx(masked * hidden * 4 * shape.query_width)
 
 
+def test_an_overflowed_model_still_gives_valid_json(
+    engine: Engine, request_for: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(engine.stream(request_for))
+    lost = torch.full_like(engine._loaded.backbone.model.model.language_model.norm.weight, torch.nan)
+    monkeypatch.setattr(engine._loaded.backbone.model.model.language_model.norm.weight, "data", lost)
+    got = results(engine.stream(request_for))
+    assert len(got) == 4
+    for result in got.values():
+        assert result.first_token_prob is None
+        json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_a_file_that_may_not_be_read_is_left_to_the_decoder(video: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert engine_module.file_digest(video) == video
+
+
 def test_stop_ends_between_two_tokens_and_is_labelled(engine: Engine, request_for: Request) -> None:
     request = replace(request_for, max_new_tokens=100)
     events: list[Event] = []
