@@ -1,12 +1,14 @@
 """Write the parts of the documentation that repeat the code: python docs/generate.py [--check].
 
-Method table (README.md), options of every method (docs/methods.md), command-line help (docs/cli.md) and settings
-(docs/settings.md). With --check nothing is written; a difference is an error.
+Method table (README.md), options of every method (docs/methods.md), command-line help (docs/cli.md), settings
+(docs/settings.md) and stored benchmarks (docs/performance.md). With --check nothing is written; a difference is an
+error.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ import typer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from sharp_demo.bench import prefill_tables, scale  # noqa: E402
 from sharp_demo.cli import app  # noqa: E402
 from sharp_demo.pruning.method import Method  # noqa: E402
 from sharp_demo.pruning.registry import METHODS  # noqa: E402
@@ -105,6 +108,16 @@ def cli_page() -> str:
     return "\n".join([*parts, ""])
 
 
+def bench_tables() -> str:
+    """The tables of every prefill benchmark that was stored, as `bench prefill` prints them."""
+    parts = []
+    for path in sorted((ROOT / "docs/results").glob("bench-*.json")):
+        document = json.loads(path.read_text("utf-8"))
+        write = scale.markdown if document["kind"] == "scale" else prefill_tables.markdown
+        parts.append(write(document, f"`{path.stem}`", level=3))
+    return "\n".join(parts) or "No benchmark is stored yet."
+
+
 def with_block(text: str, name: str, content: str) -> str:
     """Return `text` with the marked block replaced. Raises ValueError when the markers are not there."""
     pattern = re.compile(rf"(<!-- generated:{name} -->\n).*?(<!-- /generated:{name} -->)", re.DOTALL)
@@ -116,10 +129,11 @@ def with_block(text: str, name: str, content: str) -> str:
 
 def pages() -> dict[Path, str]:
     """What every generated or partly generated page should hold."""
-    readme, methods = ROOT / "README.md", ROOT / "docs/methods.md"
+    readme, methods, performance = ROOT / "README.md", ROOT / "docs/methods.md", ROOT / "docs/performance.md"
     return {
         readme: with_block(readme.read_text("utf-8"), "methods", method_table()),
         methods: with_block(methods.read_text("utf-8"), "options", option_tables()),
+        performance: with_block(performance.read_text("utf-8"), "bench", bench_tables()),
         ROOT / "docs/cli.md": cli_page(),
         ROOT / "docs/settings.md": settings_page(),
     }

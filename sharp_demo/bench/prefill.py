@@ -77,7 +77,7 @@ class PrefillPlan:
     """What to measure. Raises InputError (MethodError for a method) for values out of range.
 
     `vision`: how often to time the vision tower; 0 leaves it out. `attentions`: backends to run side by side;
-    empty, or "auto", for the one chosen by device and dtype.
+    empty, or "auto", for the one chosen by device and dtype. `plain`: measure the model with nothing attached, too.
     """
 
     methods: tuple[str, ...] = ("vanilla", "fastv", "feather", "sharp")
@@ -90,6 +90,7 @@ class PrefillPlan:
     decode_tokens: int = 4
     vision: int = 0
     seed: int = 0
+    plain: bool = True
 
     def __post_init__(self) -> None:
         for what, value, low in (
@@ -109,11 +110,12 @@ class PrefillPlan:
     def cases(self, backends: Sequence[str]) -> list[Case]:
         """Plain and vanilla once per backend, every other method on every content at every retention."""
         pruned = [name for name in self.methods if name != "vanilla"]
+        whole = (PLAIN, "vanilla") if self.plain else ("vanilla",)
         return [
             case
             for attention in backends
             for case in (
-                *(Case(name, 1.0, self.contents[0], attention) for name in (PLAIN, "vanilla")),
+                *(Case(name, 1.0, self.contents[0], attention) for name in whole),
                 *(
                     Case(name, retention, content, attention)
                     for content in self.contents
@@ -414,16 +416,15 @@ def _tokens(prompt: Prompt, run: Run | None) -> dict[str, Any]:
 
 
 def profiled(subject: Subject, plan: PrefillPlan, rows: int = 25) -> str:
-    """torch.profiler's table of one prefill of every case but the plain model, bias warm."""
+    """torch.profiler's table of one prefill of every case on the first content, bias warm; the plain model left out."""
     from torch.profiler import ProfilerActivity, profile
 
     cuda = subject.model.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    bench = Bench(subject, replace(plan, decode_tokens=0))
+    plan = replace(plan, contents=plan.contents[:1], decode_tokens=0, plain=False)
+    bench = Bench(subject, plan)
     parts = []
     for case in plan.cases(tuple(attention_backends(subject, plan))):
-        if case.method == PLAIN:
-            continue
         if case.method != "vanilla":
             bench.measure(case)
         with profile(activities=activities) as watched:

@@ -66,7 +66,8 @@ def speed(document: Document) -> Section:
         header,
         rows,
         "Speed-up: median of vanilla / method within a round, and its range over the rounds. Reached: speed-up / FLOPs "
-        f"ratio. Vanilla attached / plain model: {overhead}."
+        "ratio."
+        + (f" Vanilla attached / plain model: {overhead}." if overhead else "")
         + (f" In CPU time: the same from {document['setup']['contains']['CPU time']}." if by_cpu else ""),
     )
 

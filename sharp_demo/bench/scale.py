@@ -39,10 +39,13 @@ def measure_scale(
     progress: Progress = lambda line: None,
     measure: Callable[..., Document] = measure_prefill,
 ) -> Document:
-    """Measure the plan at each number of layout frames; `fits` holds the exponent of every measure and case."""
+    """Measure the plan at each number of layout frames; `fits` holds the exponent of every measure and case.
+
+    The plain model is left out.
+    """
     runs = []
     for count in frames:
-        at = replace(plan, tokens=count * subject.per_frame)
+        at = replace(plan, tokens=count * subject.per_frame, plain=False)
         runs.append(measure(subject, at, lambda line, count=count: progress(f"{count} frames, {line}")))
     return {"kind": "scale", "frames": list(frames), "runs": runs, "fits": fits(runs)}
 
@@ -72,11 +75,17 @@ def exponent(points: Sequence[Point]) -> float | None:
     return float(np.polyfit(n, value, 1)[0])
 
 
-def markdown(document: Document, title: str = "Cost by length of the video") -> str:
+def markdown(document: Document, title: str = "Cost by length of the video", level: int = 1) -> str:
     """The sweep as a Markdown page: one table per measure, with exponents."""
     runs = document["runs"]
     tokens = [run["setup"]["visual_tokens"] for run in runs]
-    parts = [f"# {title}", "", about(runs[0]).replace(f"{tokens[0]} visual tokens", "visual tokens as below", 1), ""]
+    marks = "#" * level
+    parts = [
+        f"{marks} {title}",
+        "",
+        about(runs[0]).replace(f"{tokens[0]} visual tokens", "visual tokens as below", 1),
+        "",
+    ]
     for name, (heading, unit, _) in MEASURES.items():
         lines = series(runs, name)
         if not lines:
@@ -87,9 +96,9 @@ def markdown(document: Document, title: str = "Cost by length of the video") -> 
             cells = ("" if n not in values else format_value(values[n], unit) for n in tokens)
             rows.append([case, *cells, "" if slope is None else f"{slope:.2f}"])
         header = [heading, *(f"n = {n:,}" for n in tokens), "exponent"]
-        parts += [f"## {heading}, {unit}", "", table(header, rows), ""]
+        parts += [f"{marks}# {heading}, {unit}", "", table(header, rows), ""]
     rows = [[case, *(ratios.get(n, "") for n in tokens)] for case, ratios in _speedups(runs).items()]
-    parts += ["## Speed-up", "", table(["", *(f"n = {n:,}" for n in tokens)], rows), ""]
+    parts += [f"{marks}# Speed-up", "", table(["", *(f"n = {n:,}" for n in tokens)], rows), ""]
     return "\n".join(parts).rstrip() + "\n"
 
 
