@@ -88,7 +88,7 @@ class Recipe:
     warmup: int = 20
     save_every: int = 25
     validation_clips: int = 120
-    heldout_clips: int = 150
+    heldout_clips: int = 240
     corpus_clips: int = 250
 
 

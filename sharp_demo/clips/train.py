@@ -141,9 +141,12 @@ def train(
     model_class = getattr(transformers, family_of_type(family.replace("-", "_")).model_class)
     run.model = model_class.from_pretrained(blank, dtype=torch.float32, attn_implementation="sdpa").to(run.device)
     run.processor = Processor.from_pretrained(blank)
-    state = run.load() if resume and (work / "checkpoint.pt").is_file() else {"phase": "tower", "step": 0}
-    if not state["step"]:
-        run.say({"event": "start", "family": family, "seed": seed, **versions(), "device": device})
+    state: dict[str, Any] = {"phase": "tower", "step": 0}
+    if resume and (work / "checkpoint.pt").is_file():
+        state = run.load()
+        run.say({"event": "resume", "phase": state["phase"], "step": state["step"], **versions()})
+    else:
+        run.say({"event": "start", "family": family, "seed": seed, "device": device, **versions()})
     if state["phase"] == "tower":
         _train_tower(run, state)
         state = {"phase": "tokens", "step": 0}
