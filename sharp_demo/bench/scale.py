@@ -83,7 +83,7 @@ def markdown(document: Document, title: str = "Cost by length of the video", lev
     parts = [
         f"{marks} {title}",
         "",
-        about(runs[0]).replace(f"{tokens[0]} visual tokens", "visual tokens as below", 1),
+        about(runs[0]).replace(f"{tokens[0]} visual tokens", "visual tokens as below, the first time", 1),
         "",
     ]
     for name, (heading, unit, _) in MEASURES.items():
@@ -139,7 +139,7 @@ class Panel:
 def svg(document: Document, measures: Sequence[str] = ("prefill", "added_memory")) -> str:
     """Log-log lines of time and memory over visual tokens, with their exponents; a static picture."""
     runs = document["runs"]
-    drawn = [name for name in measures if len(runs) > 1 and series(runs, name)]
+    drawn = [name for name in measures if len(_lengths(series(runs, name))) > 1]
     width, height = 460, 360
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width * max(1, len(drawn))} {height}" '
@@ -151,11 +151,16 @@ def svg(document: Document, measures: Sequence[str] = ("prefill", "added_memory"
     return "\n".join([*parts, "</svg>", ""])
 
 
+def _lengths(lines: dict[str, list[Point]]) -> list[float]:
+    """The visual tokens at which any line has a point, ascending."""
+    return sorted({n for points in lines.values() for n, _ in points})
+
+
 def _panel(
     lines: dict[str, list[Point]], slopes: dict[str, float | None], name: str, offset: int, width: int, height: int
 ) -> list[str]:
     heading, unit, _ = MEASURES[name]
-    tokens = sorted({n for points in lines.values() for n, _ in points})
+    tokens = _lengths(lines)
     values = [value for points in lines.values() for _, value in points]
     low, high = 10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values) * 1.01))
     panel = Panel(offset + 64, 34, width - 84, height - 84, (tokens[0], tokens[-1]), (low, high))

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from sharp_demo.backbones.families import Family, family_of, family_of_type
 from sharp_demo.backbones.features import VideoFeatures, model_inputs
@@ -126,8 +125,7 @@ def build_subject(
     values.pop("architectures", None)
     placement = choose_placement(settings)
     parsed = AutoConfig.for_model(family.model_type, **values)
-    parsed._attn_implementation = placement.attention
-    model = _random_model(getattr(transformers, family.model_class), parsed, placement, seed)
+    model = _random_model(parsed, placement, seed)
     video = VideoPreprocessor.from_values(family.name, _size(parsed), TOKENS_PER_FRAME)
     processor = Processor(tokenizer=None, video=video, config=model.config, chat_template="")
     shape = ModelShape.from_config(model.config.get_text_config())
@@ -139,18 +137,14 @@ def _size(config: Any) -> dict[str, Any]:
     return {} if side is None else {"size": {"height": side, "width": side}}
 
 
-def _random_model(model_class: Any, config: Any, placement: Placement, seed: int) -> Any:
+def _random_model(config: Any, placement: Placement, seed: int) -> Any:
     """Weights are drawn where they will live: a 7B model never passes through host memory."""
     device = torch.device(placement.device)
-    default = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
-        torch.set_default_dtype(placement.dtype)
-        try:
-            with device:
-                model = model_class(config)
-        finally:
-            torch.set_default_dtype(default)
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=placement.dtype, attn_implementation=placement.attention
+        )
     return model.eval().requires_grad_(False)
 
 

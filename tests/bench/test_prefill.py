@@ -342,6 +342,15 @@ def test_scale_measures_every_length_and_draws_it(llava: Subject) -> None:
     assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 6
 
 
+def test_a_measure_known_at_one_length_only_is_not_drawn(llava: Subject) -> None:
+    document = measure_prefill(
+        llava, replace(PLAN, tokens=2 * llava.per_frame), measure=faked(lambda case, number: 1.0)
+    )
+    picture = scale.svg({"runs": [document], "fits": scale.fits([document])})
+    assert "circle" not in picture
+    ElementTree.fromstring(picture)
+
+
 # -- command line ----------------------------------------------------------------------------------------------------
 
 
