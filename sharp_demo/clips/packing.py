@@ -19,7 +19,6 @@ from sharp_demo.clips.records import GRID, INTERVALS, Question
 from sharp_demo.clips.scene import Scene, scene_bounds, scene_lengths
 from sharp_demo.clips.vision import CELLS, labels, per_interval
 
-TAIL_WEIGHT = 0.1  # of the words after the deciding one
 SLOTS = INTERVALS * CELLS
 
 
@@ -111,9 +110,9 @@ class Batch:
         return mask & ~(text[:, None, :, None] & self.visual[:, None, None, :])
 
 
-def pack(prompts: Prompts, samples: Sequence[Sample], *, sentences: bool) -> Batch:
-    """Pack samples; with `sentences` the loss covers the whole answer, else only its deciding word."""
-    built = [_row(prompts, sample, sentences) for sample in samples]
+def pack(prompts: Prompts, samples: Sequence[Sample], *, tail: float) -> Batch:
+    """Pack samples; `tail` weighs the words after the deciding one, which are left out when it is 0."""
+    built = [_row(prompts, sample, tail) for sample in samples]
     length, axes = max(len(row["ids"]) for row in built), len(prompts.context_positions)
     empty = {"segment": -1, "target": -100}
     columns = {
@@ -132,7 +131,7 @@ def _padded(values: np.ndarray, length: int, empty: float) -> Tensor:
     return torch.from_numpy(np.pad(values, (0, length - len(values)), constant_values=empty))
 
 
-def _row(prompts: Prompts, sample: Sample, sentences: bool) -> dict[str, np.ndarray]:
+def _row(prompts: Prompts, sample: Sample, tail: float) -> dict[str, np.ndarray]:
     head, n = len(prompts.prefix), len(sample.slots)
     context = head + n + prompts.newlines
     spots = np.concatenate((np.arange(head), head + sample.slots, np.arange(head + SLOTS, prompts.after)))
@@ -141,13 +140,13 @@ def _row(prompts: Prompts, sample: Sample, sentences: bool) -> dict[str, np.ndar
     deciding, places = [False] * context, []
     for number, question in enumerate(sample.questions, 1):
         text, answer = prompts.question(question.text), prompts.answer(question.answer)
-        spoken = len(answer) if sentences else 1
+        spoken = len(answer) if tail else 1
         # The last token of the row predicts nothing, so the answer's own end is not fed.
         ids += [*text, *answer[: spoken - 1]]
         size = len(text) + spoken - 1
         segment += [number] * size
         target += [-100] * (len(text) - 1) + answer[:spoken]
-        weight += [0.0] * (len(text) - 1) + [1.0] + [TAIL_WEIGHT] * (spoken - 1)
+        weight += [0.0] * (len(text) - 1) + [1.0] + [tail] * (spoken - 1)
         deciding += [False] * (len(text) - 1) + [True] + [False] * (spoken - 1)
         places.append(np.arange(prompts.text_start, prompts.text_start + size))
     text_positions = np.concatenate(places)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sharp_demo.backbones.tiny import SENTENCES, TinyShape
 from sharp_demo.clips.generate import clip_questions
-from sharp_demo.clips.questions import HARD_KINDS
+from sharp_demo.clips.questions import HARD_KINDS, KINDS
 
 # 7 x 7 tokens a frame: 112 pixels in patches of 8, pooled (LLaVA-OneVision) or merged (Qwen2-VL) 2 x 2.
 SHAPE = TinyShape(
@@ -39,6 +39,9 @@ CORE = {
 CORE |= {"first_bg": 0.4, "last_bg": 0.4, "count": 0.6, "exist_scene": 0.6}
 EASY = CORE | {"count": 0.0, "exist_scene": 0.0}
 ALL = CORE | dict.fromkeys(HARD_KINDS, 0.3)
+# At the end every kind that can be learned is asked about equally often.
+EVEN = dict.fromkeys(KINDS, 1.0) | dict.fromkeys(("first_bg", "last_bg", "after_bg", "before_bg"), 0.4)
+EVEN |= dict.fromkeys(("exist", "motion", "hop_color"), 0.3)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Stage:
 
     `objects` and `background` are the tokens fed (None: all), see `packing.draw_sample`; `blind` is the chance that a
     step hides the video from the text (half of them from all but the last prompt token, in every layer; half from all
-    text in layers 0 and 1); `sentences` trains the whole answer; `rate` scales the learning rates at start and end.
+    text in layers 0 and 1); `tail` weighs the words after the deciding one (0: not trained); `rate` scales the
+    learning rates at start and end.
     """
 
     name: str
@@ -59,7 +63,7 @@ class Stage:
     kinds: dict[str, float]
     rate: tuple[float, float] = (1.0, 1.0)
     blind: float = 0.0
-    sentences: bool = False
+    tail: float = 0.0
 
 
 STAGES = (
@@ -68,7 +72,10 @@ STAGES = (
     Stage("10 objects", 110, 18, 10, 10, 24, CORE),
     Stage("all objects", 120, 14, 12, None, 40, ALL),
     Stage("blinded", 130, 14, 12, None, 40, ALL, (1.0, 0.6), blind=0.5),
-    Stage("all tokens", 75, 6, 14, None, None, ALL, (0.6, 0.03), blind=0.4, sentences=True),
+    Stage("all tokens", 75, 6, 14, None, None, ALL, (0.6, 0.03), blind=0.4, tail=0.1),
+    # A colour word alone does not tell how its sentence goes on: that takes training of its own.
+    Stage("sentences", 100, 14, 12, None, 40, EVEN, (0.5, 0.25), blind=0.3, tail=0.5),
+    Stage("sentences, all tokens", 30, 6, 14, None, None, EVEN, (0.25, 0.02), blind=0.3, tail=0.5),
 )
 
 

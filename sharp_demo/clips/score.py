@@ -82,7 +82,7 @@ def judge(
         patches = patch_features(model, processor.video, frames)
         questions = tuple(clip_questions(seed, split, per_kind))
         slots = np.arange(SLOTS)
-        batch = pack(prompts, [Sample(slots, slots, questions)], sentences=True).to(device)
+        batch = pack(prompts, [Sample(slots, slots, questions)], tail=1.0).to(device)
         hidden = hidden_states(model, batch, patches.flatten(0, 1))
         asked = batch.target[0] >= 0
         right = model.lm_head(hidden[0, asked]).argmax(-1) == batch.target[0, asked]

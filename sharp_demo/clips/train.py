@@ -302,7 +302,7 @@ def _language_step(
         for _ in range(stage.clips)
     ]
     blind = ("question", "shallow")[rng.integers(2)] if rng.random() < stage.blind else ""
-    batch = pack(prompts, samples, sentences=stage.sentences)
+    batch = pack(prompts, samples, tail=stage.tail)
     patches = pool.features[batch.rows].to(run.device).float()
     batch = batch.to(run.device)
     hidden = hidden_states(run.model, batch, patches, blind)

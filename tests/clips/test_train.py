@@ -64,7 +64,7 @@ def test_packed_questions_equal_the_models_own_forward(small: Backbone) -> None:
     torch.testing.assert_close(visual_tokens(small.model, patches.flatten(0, 1)), own, rtol=1e-4, atol=1e-5)
     questions = tuple(clip.questions[:3])
     slots = np.arange(SLOTS)
-    batch = pack(Prompts(small.processor), [Sample(slots, slots, questions)], sentences=True)
+    batch = pack(Prompts(small.processor), [Sample(slots, slots, questions)], tail=1.0)
     hidden = hidden_states(small.model, batch, patches.flatten(0, 1))[0]
     logits = small.model.lm_head(hidden[batch.deciding[0]])
     for question, row in zip(questions, logits, strict=True):
@@ -76,7 +76,7 @@ def test_packed_questions_equal_the_models_own_forward(small: Backbone) -> None:
 def test_blinded_text_does_not_see_the_video(small: Backbone) -> None:
     questions = make_clip(1, "validation").questions[:2]
     slots = np.arange(0, SLOTS, 60)
-    batch = pack(Prompts(small.processor), [Sample(slots, slots, tuple(questions))], sentences=False)
+    batch = pack(Prompts(small.processor), [Sample(slots, slots, tuple(questions))], tail=0.0)
     generator = torch.Generator().manual_seed(0)
     wide = RECIPE.shape.vision_width
     patches, others = (torch.randn(len(slots), 4, wide, generator=generator) for _ in range(2))
