@@ -55,7 +55,7 @@ def run(
         json_path.write_text(to_json(documents))
     if markdown_path is not None:
         markdown_path.write_text(
-            "\n".join(markdown(document, TITLE.format(document_name(document))) for document in documents)
+            "\n".join(markdown(document, TITLE.format(Path(document_name(document)).name)) for document in documents)
         )
 
 

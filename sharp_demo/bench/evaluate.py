@@ -342,7 +342,7 @@ def _versus(row: Row, rows: Sequence[Row], tallies: Tallies, bootstrap: ClipBoot
     vanilla = [one for one in rows if one.match == row.match and one.variant.group == "reference" and one is not row]
     cut = getattr(row.method, "layer", None)
     random = [one for one in peers if one.variant.method == "random" and getattr(one.method, "layer", None) == cut]
-    methods = [one for one in peers if one.variant.group == "method"]
+    methods = [one for one in peers if one.variant.group == "method" and one.variant.method != row.variant.method]
     best = max(methods, key=lambda one: np.mean(tallies[one.run].right), default=None)
     right = np.array(tallies[row.run].right, float)
     found = {}

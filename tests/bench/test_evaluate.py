@@ -72,6 +72,7 @@ def test_equal_flops_cost_what_fastv_costs(evaluated: dict) -> None:
     assert one("sharp", "flops")["versus"]["random"]["method"] == "random:layer=1"
     assert one("fastv", "tokens")["versus"]["random"]["method"] == "random"
     assert one("fastv", "tokens")["versus"].keys() == {"vanilla", "random", "best"}
+    assert one("fastv", "tokens")["versus"]["best"]["method"] == "sharp"  # no variant of its own
 
 
 def test_same_seed_same_document_whatever_the_processes(folder: Path, cpu_settings: Settings, evaluated: dict) -> None:
