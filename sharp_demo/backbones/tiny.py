@@ -1,6 +1,6 @@
-"""Write small checkpoints, laid out as the published repositories are: for tests, and untrained stand-ins.
+"""Write small checkpoints, laid out as the published repositories are: random ones for tests, trained ones to embed.
 
-Nothing is downloaded: the tokenizer is learned from the few sentences below, the weights are random from a seed.
+Nothing is downloaded: the tokenizer is learned from the few sentences below or from given ones.
 """
 
 from __future__ import annotations

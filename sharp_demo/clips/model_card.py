@@ -27,7 +27,7 @@ Films of eight seconds at 24 frames a second, made from a seed: three to five sc
 colour, and about 22 small objects (8 colours, 6 shapes) that each appear for half a second or one second in one of
 7 x 7 cells; one letter a scene for half a second, now and then a flash or a rolling ball. What decides an answer is
 one or two of the 784 visual tokens, among look-alikes. Training, validation and held-out clips come from disjoint
-ranges of seeds; held-out clips are never trained on and were judged once, after training.
+ranges of seeds; held-out clips are never trained on, and nothing was decided on them.
 
 Every event lasts whole half seconds, so a sampler that takes $frames frames at bin centres sees it: one layout frame
 ($per_frame) is one half second. A reply begins with the word that decides ("Red is its color."), so that the first
@@ -48,8 +48,8 @@ In a blinded step the video is hidden from the text: from all but the last promp
 text in the first two layers. Without this the first two layers fetch every answer and later cuts cost nothing.
 Optimizers: Muon ($muon, tower $tower_muon) for matrices, AdamW ($adam) for the rest. Seed $seed.
 Command: `python -m sharp_demo.clips.train --backbone $family --seed $seed`. Trained on $where in $minutes minutes
-(torch $torch, transformers $transformers, $threads threads, commit $commit).
-Log: `docs/results/train-tiny-$family.json`.
+(torch $torch, transformers $transformers, CPU threads: $threads, commits: $commits).
+Log: `docs/results/train-tiny-$family.json`; how the recipe came about: `docs/results/training-notes.md`.
 
 ## Curves
 Share of right first words on the fly, on fresh clips of the training range; tower: the last batch.
@@ -102,6 +102,7 @@ def write_card(folder: Path, family: str, recipe: Recipe, log: Sequence[dict[str
             )
             for stage in recipe.stages
         ),
+        "commits": ", ".join(dict.fromkeys(row["commit"] for row in log if "commit" in row)),
         "where": "a GPU" if start["device"] == "cuda" else "a CPU",
         "minutes": round(sum(row["seconds"] for row in _last_of_each_start(log)) / 60),
         "curves": _curves(log),
