@@ -88,7 +88,7 @@ def test_embedded_checkpoints(name: str) -> None:
     assert is_available(name, settings)
     assert (backbone.info.trained, backbone.info.note) == (card["trained"], card["note"])
     assert backbone.info.note
-    assert backbone.default_frames == 16
+    assert backbone.default_frames == card["default_frames"]
     assert backbone.info.revision == card["revision"]
     assert all(file.stat().st_size < 10_000_000 for file in settings.embedded[name].iterdir())
     grid = backbone.processor.video.grid(16, 112, 112)
