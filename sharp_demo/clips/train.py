@@ -342,9 +342,13 @@ def _finish(run: Training, out: Path) -> None:
 
 def versions() -> dict[str, Any]:
     """What the numbers depend on beside the seed."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    try:
+        asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        commit = asked.stdout.strip()
+    except OSError:  # no git here, as in a container
+        commit = ""
     return {
-        "commit": commit.stdout.strip(),
+        "commit": commit,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
