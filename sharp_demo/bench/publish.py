@@ -32,6 +32,7 @@ Written by `python -m sharp_demo.bench.publish --split validation`, one section 
 the paper is the default, and every threshold that is not the paper's, is decided here; held-out clips decide nothing.
 """
 VOLATILE = ("commit", "machine")  # of a setup: may differ without the numbers being others
+ABLATION_QUESTIONS = 200
 PHENOMENA_QUESTIONS = 100
 
 
@@ -107,8 +108,8 @@ def _ablation(chosen: argparse.Namespace) -> tuple[Plan, Make]:
         versus = differences_to(document, "tokens", "sharp")
         return to_json([document]), f"{markdown(document, title)}\n## Difference to ShaRP as it is\n\n{versus}\n"
 
-    plan = Plan(ABLATION, (0.15, 0.1, 0.05, 0.02), ("tokens",), questions=chosen.questions, seed=chosen.seed)
-    return plan, make
+    questions = min(ABLATION_QUESTIONS, chosen.questions)
+    return Plan(ABLATION, (0.15, 0.1, 0.05, 0.02), ("tokens",), questions=questions, seed=chosen.seed), make
 
 
 def _phenomena(chosen: argparse.Namespace) -> tuple[Plan, Make]:
