@@ -83,11 +83,14 @@ def document_name(document: dict[str, Any]) -> str:
 
 
 class Reporter:
-    """Says on a terminal's stderr how many clips are done."""
+    """Says on stderr how many clips are done: in place on a terminal, a line every tenth of them in a log."""
 
     def __init__(self, what: str) -> None:
         self.what = what
 
     def __call__(self, done: int, total: int) -> None:
+        line = f"{self.what}: {done} of {total} clips"
         if sys.stderr.isatty():
-            print(f"\r{self.what}: {done} of {total} clips", end="\n" if done == total else "", file=sys.stderr)
+            print(f"\r{line}", end="\n" if done == total else "", file=sys.stderr)
+        elif done * 10 // total != (done - 1) * 10 // total:
+            print(line, file=sys.stderr, flush=True)
