@@ -94,17 +94,25 @@ def _kind(error: Exception) -> str:
     return "damaged"
 
 
+def peak_memory_mb(field: str) -> float | None:
+    """Return VmPeak (address space) or VmHWM (resident memory) of this program in MB; None where there is no /proc.
+
+    Not `ru_maxrss`: on Linux that begins with the parent's size, which survives the exec.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    values = [int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(f"{field}:")]
+    return values[0] if values else None
+
+
 def starved(memory_mb: int) -> bool:
     """Return whether this process came so close to its limit that an allocation must have failed.
 
     FFmpeg reports a frame it could not allocate as bad data.
     """
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return False
-    peak = next((line.split()[1] for line in status.splitlines() if line.startswith("VmPeak:")), "0")
-    return int(peak) / 1024 > memory_mb - _ONE_FRAME_MB
+    return (peak_memory_mb("VmPeak") or 0) > memory_mb - _ONE_FRAME_MB
 
 
 def main() -> int:
@@ -115,9 +123,7 @@ def main() -> int:
     if report.get("failure") == "damaged" and starved(limits["memory_mb"]):
         report = {"failure": "memory", "detail": report.get("message") or report["detail"]}
     report["limits_refused"] = refused
-    if resource is not None:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        report["peak_mb"] = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    report["peak_mb"] = peak_memory_mb("VmHWM")
     with contextlib.suppress(BrokenPipeError):
         Path("report.json").write_text(json.dumps(report))
     return 0

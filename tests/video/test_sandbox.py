@@ -259,3 +259,20 @@ def test_probe_of_a_bomb_is_cheap(bomb, limits):
     with pytest.raises(VideoError, match="8192 x 8192"):
         probe(bomb, limits)
     assert time.monotonic() - start < 3
+
+
+def test_the_peak_is_the_childs_own(h264, limits, monkeypatch):
+    """A large parent must not be counted: what the kernel reports as the maximum survives fork and exec."""
+    ballast = np.ones(400 << 20, np.uint8)
+    peaks = []
+    real = sandbox.run_child
+
+    def measured(*args):
+        ended = real(*args)
+        peaks.append(ended.report["peak_mb"])
+        return ended
+
+    monkeypatch.setattr("sharp_demo.video.reader.run_child", measured)
+    decode(h264, 4, limits)
+    assert ballast.nbytes >> 20 == 400
+    assert all(10 < peak < 300 for peak in peaks), peaks
