@@ -110,12 +110,19 @@ def cli_page() -> str:
 
 def bench_tables() -> str:
     """The tables of every prefill benchmark that was stored, as `bench prefill` prints them."""
-    parts = []
-    for path in sorted((ROOT / "docs/results").glob("bench-*.json")):
-        document = json.loads(path.read_text("utf-8"))
-        write = scale.markdown if document["kind"] == "scale" else prefill_tables.markdown
-        parts.append(write(document, f"`{path.stem}`", level=3))
+    parts = [bench_page(path, f"`{path.stem}`", level=3) for path in stored_benchmarks()]
     return "\n".join(parts) or "No benchmark is stored yet."
+
+
+def stored_benchmarks() -> list[Path]:
+    return sorted((ROOT / "docs/results").glob("bench-*.json"))
+
+
+def bench_page(path: Path, title: str, level: int = 1) -> str:
+    """One stored benchmark as Markdown."""
+    document = json.loads(path.read_text("utf-8"))
+    write = scale.markdown if document["kind"] == "scale" else prefill_tables.markdown
+    return write(document, title, level=level)
 
 
 def with_block(text: str, name: str, content: str) -> str:
@@ -136,6 +143,7 @@ def pages() -> dict[Path, str]:
         performance: with_block(performance.read_text("utf-8"), "bench", bench_tables()),
         ROOT / "docs/cli.md": cli_page(),
         ROOT / "docs/settings.md": settings_page(),
+        **{path.with_suffix(".md"): bench_page(path, path.stem) for path in stored_benchmarks()},
     }
 
 
