@@ -22,6 +22,7 @@ Point = tuple[float, float]
 COLORS = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#9c6b4e", "#efb118", "#6cc5b0", "#ff8ab7")
 MEASURES = {
     "prefill": ("Prefill", "ms", lambda result: result["prefill_ms"]["median"]),
+    "cpu_time": ("Prefill, CPU time", "ms", lambda result: (result["cpu_time_ms"] or {}).get("median")),
     "beside_forward": ("Everything but the forward pass", "ms", lambda result: result["beside_forward"]["ms"] or None),
     "added_memory": ("Memory added by prefill and decode", "MB", lambda result: _mega(result["added_bytes"])),
     "kv": ("KV cache", "MB", lambda result: _mega(result["kv_bytes"])),
@@ -136,9 +137,13 @@ class Panel:
         return self.left + across * self.width, self.top + (1 - up) * self.height
 
 
-def svg(document: Document, measures: Sequence[str] = ("prefill", "added_memory")) -> str:
-    """Log-log lines of time and memory over visual tokens, with their exponents; a static picture."""
+def svg(document: Document, measures: Sequence[str] = ()) -> str:
+    """Log-log lines of time and memory over visual tokens, with their exponents; a static picture.
+
+    Time is CPU time where that is known: it depends least on what else the machine does.
+    """
     runs = document["runs"]
+    measures = measures or ("cpu_time" if series(runs, "cpu_time") else "prefill", "added_memory")
     drawn = [name for name in measures if len(_lengths(series(runs, name))) > 1]
     width, height = 460, 360
     parts = [
