@@ -1,23 +1,38 @@
 """Render the example clips from held-out seeds: `python tools/make_example_clips.py [FOLDER]` (default assets/clips).
 
 The first seed of the range whose clip asks a question of the kind, with its evidence in the third of the clip named
-here, is taken: no method and no model is asked. Writes FOLDER/<name>.mp4 and FOLDER/examples.json.
+here, is taken: no method and no model is asked. Two more are chosen because the pruning methods disagree on them, with
+the page's defaults, and are labelled so. Writes FOLDER/<name>.mp4 and FOLDER/examples.json.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sharp_demo.clips.generate import clip_questions, render_video  # noqa: E402
+import torch  # noqa: E402
+
+from sharp_demo import engine  # noqa: E402
+from sharp_demo.backbones.features import encode_video, model_inputs  # noqa: E402
+from sharp_demo.backbones.load import Backbone, load  # noqa: E402
+from sharp_demo.clips.generate import clip_questions, make_clip, render_video  # noqa: E402
 from sharp_demo.clips.records import INTERVALS, Question  # noqa: E402
+from sharp_demo.pruning.registry import make_method  # noqa: E402
+from sharp_demo.pruning.sharp.bias import BiasCache  # noqa: E402
+from sharp_demo.records import MethodDone, MethodSpec, Request  # noqa: E402
+from sharp_demo.settings import Settings  # noqa: E402
 
 FIRST_SEED = 500_000  # of the held-out split, far from the clips that accuracy is measured on
+FIRST_CHOSEN_SEED = 600_000
+METHODS = ("vanilla", "fastv", "feather", "sharp")
+RETENTION = 0.2  # the page's default
 EXAMPLES = (
     ("background-of-an-object", "bg_of", "early"),
     ("color-in-a-scene", "color_in", "middle"),
@@ -34,8 +49,71 @@ def note(question: Question) -> str:
     """What to watch for, and the expected answer."""
     tokens = len(question.evidence_cells)
     first, last = question.evidence_frames
-    seen = f"{tokens} of {INTERVALS * 49} tokens" if tokens else "a whole scene"
+    whole = "the whole clip" if question.position == "all" else "a whole scene"
+    seen = f"{tokens} of {INTERVALS * 49} tokens" if tokens else whole
     return f"Evidence: {seen}, {first / 2:g} to {(last + 1) / 2:g} s. Expected: {question.answer}"
+
+
+@torch.inference_mode()
+def answers(backbone: Backbone, cache: BiasCache, seed: int, question: Question) -> list[bool]:
+    """Whether each of `METHODS` begins its answer with the deciding word, on the clip's own frames."""
+    frames = make_clip(seed).frames
+    prompt = backbone.processor.prompt(question.text, frames=len(frames))
+    inputs = model_inputs(prompt, encode_video(backbone.model, backbone.processor.video.pixels(frames)))
+    right = []
+    for name in METHODS:
+        with make_method(name, RETENTION)(backbone.model, backbone.processor, cache):
+            logits, _, _ = engine.prefill(backbone.model, inputs)
+        first = backbone.processor.decode([int(logits.argmax())])
+        right.append(bool(first) and question.answer.lower().startswith(first.lower()))
+    return right
+
+
+def through_the_page(film: Path, question: Question, settings: Settings) -> list[bool]:
+    """The same through the front door, by the whole answer."""
+    request = Request(str(film), question.text, tuple(MethodSpec(name) for name in METHODS), RETENTION)
+    stream = engine.Engine(settings).stream(request)
+    done = {event.result.method: event.result.answer for event in stream if isinstance(event, MethodDone)}
+    return [question.correct(done[name]) for name in METHODS]
+
+
+def disagreements(settings: Settings) -> Iterator[tuple[int, Question, list[bool]]]:
+    """Held-out questions that vanilla answers and some, but not all, of the others do not; one a clip."""
+    assert settings.model is not None
+    backbone, cache = load(settings.model, settings), BiasCache()
+    kinds = json.loads((backbone.folder / "card.json").read_text("utf-8"))["kinds"]
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in count(FIRST_CHOSEN_SEED):
+            for question in clip_questions(seed, "heldout"):
+                if question.kind not in kinds or not differ(answers(backbone, cache, seed, question)):
+                    continue
+                right = through_the_page(render_video(seed, Path(scratch) / "film.mp4"), question, settings)
+                if differ(right):
+                    yield seed, question, right
+                    break
+
+
+def differ(right: list[bool]) -> bool:
+    """Vanilla is right, and the pruned methods are not of one mind."""
+    return right[0] and any(right[1:]) and not all(right[1:])
+
+
+def chosen(folder: Path) -> list[dict[str, str]]:
+    """Two clips on which different methods lose the answer."""
+    rows: list[dict[str, str]] = []
+    seen: list[list[bool]] = []
+    for seed, question, right in disagreements(Settings(device="cpu", model="tiny-llava-onevision")):
+        print(seed, question.kind, dict(zip(METHODS, right, strict=True)), flush=True)
+        if right in seen:
+            continue
+        seen.append(right)
+        name = f"chosen-{len(seen)}"
+        render_video(seed, folder / f"{name}.mp4")
+        label = "Chosen because the methods disagree on it. "
+        rows.append({"video": f"{name}.mp4", "question": question.text, "note": label + note(question)})
+        if len(rows) == 2:
+            break
+    return rows
 
 
 def main(folder: Path) -> None:
@@ -52,6 +130,7 @@ def main(folder: Path) -> None:
         )
         render_video(seed, folder / f"{name}.mp4")
         rows.append({"video": f"{name}.mp4", "question": question.text, "note": note(question)})
+    rows += chosen(folder)
     (folder / "examples.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 
 
