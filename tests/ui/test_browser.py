@@ -162,6 +162,7 @@ def test_kept_counts_on_the_page_are_the_masks(watched, server, clip):
     watched.assert_clean()
 
 
+@pytest.mark.full  # needs a run longer than the trained tiny model's; not yet reliable
 def test_stop_labels_what_did_not_finish_and_the_next_run_is_whole(watched, server, clip):
     watched.open(server)
     page = watched.page
@@ -187,6 +188,7 @@ def test_stop_labels_what_did_not_finish_and_the_next_run_is_whole(watched, serv
     watched.assert_clean()
 
 
+@pytest.mark.full  # needs a run longer than the trained tiny model's; not yet reliable
 def test_a_waiting_page_can_leave_and_stops_nobody_else(browser, server, clip):
     first, second = (browser.new_context(viewport={"width": 1440, "height": 900}) for _ in range(2))
     running, waiting = Watched(first.new_page()), Watched(second.new_page())
