@@ -37,3 +37,19 @@ class MethodError(InputError):
 
 class UnsupportedError(SharpError):
     """The pruning runtime cannot prune this call correctly, and refuses to do it wrongly."""
+
+
+class DeviceError(SharpError):
+    """The GPU cannot be had, or was taken away before the run ended: quota, queue, time."""
+
+
+class DeviceMemoryError(InputError):
+    """The request does not fit into the device's memory, nor does a smaller one that was tried in its place."""
+
+
+class DeviceLostError(SharpError):
+    """The device failed for good: only a new process can use it again."""
+
+
+class InternalError(SharpError):
+    """Something broke on our side; the message names the run whose log has the details, and nothing else."""

@@ -17,11 +17,15 @@ Match = Literal["tokens", "flops"]
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One column of a comparison: a registered method, its options, and the label it is shown under."""
+    """One column of a comparison: a registered method, its options, and the label it is shown under.
+
+    `retention` in place of the request's, so that one run can hold a method at several; None: the request's.
+    """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
+    retention: float | None = None
 
     @property
     def title(self) -> str:
@@ -34,6 +38,7 @@ class Request:
 
     `retention` is the share of visual tokens asked for, in (0, 1]. With `match="flops"` every method gets
     the retention that costs what FastV (K=2) costs at `retention`. `frames=None` means the model's default.
+    A quick prefill is timed up to `prefills` times and the median counts.
     """
 
     video: str
@@ -45,6 +50,7 @@ class Request:
     frames: int | None = None
     max_new_tokens: int = 64
     seed: int = 0
+    prefills: int = 5
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -116,6 +122,8 @@ class Result:
     latency_ms : decode_video, vision, bias_setup, prefill (median of prefill_runs), first_token, decode,
         decode_per_token, total, stages{name: Stage}.
         `total` is as if this method ran alone: shared stages are included in it.
+    trace : what each step did, when the method was asked to tell (ShaRP's option `trace`): cosines of neighbouring
+        frames' means, and the slots of registers, prefiltered, absorbed [register, pivot], filled, repaired.
     tflops : {"paper", "exact"} of the prefill; memory : {"kv_bytes", "peak_bytes" (None on CPU)}.
     """
 
@@ -144,6 +152,7 @@ class Result:
     versions: dict[str, str]
     model: str = ""
     notes: list[str] = field(default_factory=list)
+    trace: dict[str, list[Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready built-in types; the field names are the public contract."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from sharp_demo.backbones.families import family_of
 from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.processor import VideoPreprocessor
+from sharp_demo.backbones.signals import VisionSignals, tapped
 
 CHUNK_FRAMES = 8  # sampled frames per pass through the vision tower: bounds its memory
 
@@ -22,22 +23,38 @@ class VideoFeatures:
     """What the language model sees of a video.
 
     `features` is [n, d] in the model's dtype, in prompt order; for LLaVA-OneVision the last row is the newline.
-    `grid_thw` is LongTensor [1, 3] for Qwen2-VL, else None. `frames` counts layout frames.
+    `grid_thw` is LongTensor [1, 3] for Qwen2-VL, else None. `frames` counts layout frames. `signals` are there
+    when `encode_video` was asked for them.
     """
 
     features: Tensor
     grid_thw: Tensor | None
     frames: int
+    signals: VisionSignals | None = None
+
+
+@dataclass
+class EncodedVideo(BaseModelOutputWithPooling):
+    """What `get_video_features` returns, with the tower's signals beside it for methods that choose by them."""
+
+    signals: VisionSignals | None = None
 
 
 @torch.no_grad()
-def encode_video(model: Any, pixels: Mapping[str, Tensor], chunk_frames: int = CHUNK_FRAMES) -> VideoFeatures:
+def encode_video(
+    model: Any, pixels: Mapping[str, Tensor], chunk_frames: int = CHUNK_FRAMES, *, signals: bool = False
+) -> VideoFeatures:
     """Run the vision tower and projector over `VideoPreprocessor.pixels`, `chunk_frames` sampled frames at a time.
 
     Frames (LLaVA-OneVision) and temporal patches (Qwen2-VL) do not attend to each other, so chunks change nothing
     but the shape of the matrix products: a video of at most `chunk_frames` frames is bit-identical to the model's
     own pass, a longer one within rounding (measured on CPU in float32 and bfloat16, 32 frames: no difference).
+    With `signals` the last layer's attention is read as well, for methods with `needs_vision`.
     """
+    if signals:
+        with tapped(model) as tap:
+            features = encode_video(model, pixels, chunk_frames)
+        return replace(features, signals=tap.signals())
     family = family_of(model.config)
     values = pixels["pixel_values_videos"].to(model.device, model.dtype)
     grid = pixels.get("video_grid_thw")
@@ -73,7 +90,7 @@ def model_inputs(prompt: Mapping[str, Tensor], features: VideoFeatures) -> dict[
     rows = features.features
     # LLaVA-OneVision reads a batch [1, n, d], Qwen2-VL one tensor per video.
     pooled = rows[None] if features.grid_thw is None else (rows,)
-    inputs["mm_encoder_outputs"] = {"video": BaseModelOutputWithPooling(pooler_output=pooled)}
+    inputs["mm_encoder_outputs"] = {"video": EncodedVideo(pooler_output=pooled, signals=features.signals)}
     return inputs
 
 

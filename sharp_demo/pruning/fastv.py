@@ -23,6 +23,7 @@ class FastV(SingleStage):
     name = "fastv"
     title = "FastV"
     paper = "https://arxiv.org/abs/2403.06764"
+    year = 2024
     summary = "Last token's attention in layer K-1; drops before layer K=2."
     question_aware = True
 

@@ -44,6 +44,7 @@ class Feather(Method):
     name = "feather"
     title = "Feather"
     paper = "https://arxiv.org/abs/2412.13180"
+    year = 2025
     summary = "Last token's attention in layer K-1 without RoPE, plus a uniform grid; drops before layer K=2."
     question_aware = True
 
@@ -54,7 +55,7 @@ class Feather(Method):
         """Layers before which tokens are dropped."""
         return (max(1, layers // 4), max(2, layers // 2)) if self.paper_mode else (self.layer,)
 
-    def schedule(self, layers: int, n: int) -> Schedule:
+    def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
         if not self.paper_mode:
             return [(self.layer, budget(self.retention, n))]
         first, second = self.stages(layers)

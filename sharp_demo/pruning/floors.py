@@ -17,6 +17,7 @@ class Random(SingleStage):
     name = "random"
     title = "Random"
     summary = "Floor: keeps a random subset."
+    floor = True
 
     seed: int = knob(0, "seed of the subset", low=0, high=2**63 - 1)
 
@@ -33,6 +34,7 @@ class Uniform(SingleStage):
     name = "uniform"
     title = "Uniform"
     summary = "Floor: keeps evenly spaced tokens."
+    floor = True
 
     def select(self, prefill: Prefill, k: int) -> Selection:
         n = len(prefill.rows)
@@ -46,6 +48,7 @@ class Latest(SingleStage):
     name = "latest"
     title = "Latest"
     summary = "Floor: keeps the last tokens of the video."
+    floor = True
 
     def select(self, prefill: Prefill, k: int) -> Selection:
         n = len(prefill.rows)

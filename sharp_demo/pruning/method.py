@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,24 @@ from torch import Tensor, nn
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.runtime import AttentionOverride, Prefill, Run, Selection, attached
 from sharp_demo.pruning.schedule import Schedule, budget, visual_per_layer
+
+Where = Literal["nowhere", "before", "inside", "both"]
+"""Where a method drops visual tokens: before the LLM, between or inside its layers, or both."""
+
+GROUPS = {
+    "nowhere": "Reference",
+    "inside": "Inside the LLM",
+    "before": "Before the LLM",
+    "both": "Before and inside the LLM",
+    "floor": "Floors",
+}
+"""Titles of the groups that menus show methods in, in their order."""
+
+
+REINDEX = (
+    "LLaVA-OneVision: number the positions of what is left anew, as the original does; off, and always on Qwen2-VL, "
+    "tokens keep their own"
+)
 
 
 def knob(
@@ -35,8 +53,13 @@ class Method:
     name: ClassVar[str]
     title: ClassVar[str]
     paper: ClassVar[str] = ""  # link to the source
+    year: ClassVar[int | None] = None
     summary: ClassVar[str] = ""  # one line: what is scored, where it prunes
+    where: ClassVar[Where] = "inside"
+    floor: ClassVar[bool] = False  # looks at nothing: what any method has to beat
     question_aware: ClassVar[bool] = False
+    needs_vision: ClassVar[bool] = False  # reads attention of the vision tower: `prefill.signals`
+    adaptive: ClassVar[bool] = False  # how many tokens it keeps depends on the video; `schedule` is nominal
 
     retention: float = knob(0.2, "share of visual tokens to keep, in (0, 1]", high=1.0)
 
@@ -60,20 +83,41 @@ class Method:
         self, model: nn.Module, processor: Any | None = None, bias_cache: Any | None = None
     ) -> AbstractContextManager[Run]:
         """Attach this method to `model` for the length of a `with` block; see `runtime.attached`."""
+        self.require(processor)
         return attached(model, self, processor, bias_cache)
+
+    @classmethod
+    def group(cls) -> str:
+        """A key of `GROUPS`."""
+        return "floor" if cls.floor else cls.where
+
+    @property
+    def parts(self) -> tuple[Method, ...]:
+        """The methods whose hooks are called, in this order at every hook point: itself, unless it combines others."""
+        return (self,)
 
     @property
     def active(self) -> bool:
         """False when there is nothing to prune; the untouched forward runs then."""
         return self.retention < 1
 
-    def schedule(self, layers: int, n: int) -> Schedule:
-        """Prune stages (layer, tokens kept) for a model of `layers` decoder layers and n visual tokens."""
+    def fitted(self, layers: int) -> Method:
+        """This method on a model of `layers` decoder layers: whatever its options leave to the depth is worked out."""
+        return self
+
+    def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
+        """Prune stages (layer, tokens kept) for a model of `layers` decoder layers and n visual tokens.
+
+        `frames` matters to methods whose budget is one of each frame: it decides what rounding leaves.
+        """
         return []
 
-    def visual_per_layer(self, layers: int, n: int) -> list[int]:
+    def visual_per_layer(self, layers: int, n: int, frames: int = 1) -> list[int]:
         """Visual tokens that enter each decoder layer when nothing depends on the video's content."""
-        return visual_per_layer(layers, n, self.schedule(layers, n) if self.active else [])
+        return visual_per_layer(layers, n, self.schedule(layers, n, frames) if self.active else [])
+
+    def require(self, processor: Any | None) -> None:
+        """Raise MethodError when the method needs the processor and there is none."""
 
     def check(self, layers: int) -> None:
         """Raise MethodError when the method does not fit a model of `layers` decoder layers."""
@@ -82,6 +126,12 @@ class Method:
                 raise MethodError(
                     f"{self.name}: prunes before layer {layer}, but this model has layers 0 to {layers - 1}."
                 )
+
+    def __add__(self, other: Method) -> Method:
+        """Both on one prefill, this one first at every hook point."""
+        from sharp_demo.pruning.combined import Combined  # it is a Method itself
+
+        return Combined(retention=other.retention, methods=(*self.parts, *other.parts))
 
     # -- hook points ---------------------------------------------------------------------------------------------
 
@@ -107,7 +157,7 @@ class SingleStage(Method, ABC):
 
     layer: int = knob(2, "K: decoder layers that run on all tokens; tokens are dropped before layer K", low=0)
 
-    def schedule(self, layers: int, n: int) -> Schedule:
+    def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
         return [(self.layer, budget(self.retention, n))]
 
     def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:

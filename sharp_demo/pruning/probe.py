@@ -20,6 +20,7 @@ class AttentionProbe(Method):
 
     name = "attention-probe"
     title = "Attention probe"
+    where = "nowhere"
     question_aware = True
 
     retention: float = knob(1.0, "always 1: nothing is dropped", high=1.0)

@@ -8,14 +8,25 @@ from dataclasses import fields
 from typing import Any
 
 from sharp_demo.errors import MethodError
+from sharp_demo.pruning.evs import EVS
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.feather import Feather
 from sharp_demo.pruning.floors import Latest, Random, Uniform
+from sharp_demo.pruning.framefusion import FrameFusion
+from sharp_demo.pruning.holitom import HoliTom
 from sharp_demo.pruning.method import Method
+from sharp_demo.pruning.pdrop import PDrop
 from sharp_demo.pruning.sharp import ShaRP
+from sharp_demo.pruning.sharpv import SharpV
 from sharp_demo.pruning.vanilla import Vanilla
+from sharp_demo.pruning.visionzip import VisionZip
+from sharp_demo.pruning.with_sharp import HoliTomShaRP, VisionZipShaRP
 
-METHODS: tuple[type[Method], ...] = (Vanilla, FastV, Feather, ShaRP, Random, Uniform, Latest)
+METHODS: tuple[type[Method], ...] = (
+    *(Vanilla, FastV, Feather, ShaRP, PDrop, FrameFusion, VisionZip, HoliTom, SharpV, EVS),
+    *(VisionZipShaRP, HoliTomShaRP),
+    *(Random, Uniform, Latest),
+)
 
 
 def list_methods() -> list[str]:

@@ -9,7 +9,7 @@ hook point of a method is a plain call. Works for the Qwen2 (LLaVA-OneVision) an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MethodType
@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from sharp_demo.backbones.layout import VisualLayout, visual_layout
 from sharp_demo.backbones.positions import grid_from_positions
+from sharp_demo.backbones.signals import VisionSignals, VisionTap, tapped
 from sharp_demo.errors import ModelError, UnsupportedError
 from sharp_demo.pruning.attention import Rotary, last_query_logits, project_keys
 from sharp_demo.pruning.stopwatch import Stopwatch
@@ -37,6 +38,9 @@ class Role(IntEnum):
     MERGED = 2  # a register token that absorbed others
     FILLED = 3  # put in to refill the budget
     GRID = 4  # on Feather's uniform grid
+    DOMINANT = 5  # top-k by vision-tower attention (VisionZip, HoliTom)
+    CONTEXTUAL = 6  # stands for the tokens that were averaged into it (VisionZip)
+    STATIC = 7  # stands for its patch in every frame of its segment (HoliTom)
 
     @property
     def label(self) -> str:
@@ -50,15 +54,18 @@ class Selection:
     Attributes
     ----------
     kept : [k] LongTensor, ascending indices into those v tokens.
-    role : [k] IntTensor of `Role` values; None means KEPT.
+    role : [k] IntTensor of `Role` values; None leaves the tokens the roles they had (KEPT at first).
     hidden : [k, d] rows to go on with in place of the tokens' own (merging); None leaves them as they are.
     merged_into : [v] LongTensor, for each token that was averaged into another the index of that other, else -1.
+    compact : number the positions of what is left 0, 1, 2, ... from here on, also for the tokens to come; the
+        default keeps the original positions. Not defined for M-RoPE (Qwen2-VL), where it is refused.
     """
 
     kept: Tensor
     role: Tensor | None = None
     hidden: Tensor | None = None
     merged_into: Tensor | None = None
+    compact: bool = False
 
 
 @dataclass
@@ -71,7 +78,10 @@ class Run:
     kept, role : [k] slots (0..N-1) that survived all stages, ascending, and their `Role` values.
     merged_into : [N] kept slot each token was averaged into (over all stages), -1 for none.
     scores : name -> [N] fp32, the scores the method selected by ("raw", "bias", "debiased").
+    layer_scores : name -> [layers] fp32, figures the method judged decoder layers by; NaN where it judged none.
     segments : [first, end) layout frames of each segment; empty without segmentation.
+    trace : name -> tensor, what a method tells of its steps when it is asked to (slots where it names tokens).
+    segment_tokens : visual tokens of each segment in the layers that are segment-masked; empty without any.
     visual_per_layer : visual tokens that entered each decoder layer.
     stages : milliseconds per stage, read after the prefill.
     """
@@ -83,7 +93,10 @@ class Run:
     role: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int8))
     merged_into: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     scores: dict[str, Tensor] = field(default_factory=dict)
+    layer_scores: dict[str, Tensor] = field(default_factory=dict)
     segments: list[tuple[int, int]] = field(default_factory=list)
+    trace: dict[str, Tensor] = field(default_factory=dict)
+    segment_tokens: list[int] = field(default_factory=list)
     visual_per_layer: list[int] = field(default_factory=list)
     bias_cold: bool = False
     stopwatch: Stopwatch = field(init=False)
@@ -102,7 +115,8 @@ class Run:
         self.kept = torch.arange(n, device=self.device)
         self.role = torch.full((n,), Role.KEPT, dtype=torch.int8, device=self.device)
         self.merged_into = torch.full((n,), -1, device=self.device)
-        self.scores, self.segments = {}, []
+        self.scores, self.layer_scores, self.trace = {}, {}, {}
+        self.segments, self.segment_tokens = [], []
         self.visual_per_layer = [n] * layers
         self.bias_cold = False
         self.stopwatch = Stopwatch(self.device)
@@ -113,6 +127,11 @@ class Pruner(Protocol):
 
     @property
     def active(self) -> bool: ...
+    @property
+    def parts(self) -> Sequence[Pruner]: ...
+    @property
+    def needs_vision(self) -> bool: ...
+    def fitted(self, layers: int) -> Pruner: ...
     def check(self, layers: int) -> None: ...
     def before_layer(self, layer: int, prefill: Prefill) -> Selection | None: ...
     def attention(self, layer: int, prefill: Prefill) -> AttentionOverride | None: ...
@@ -141,6 +160,18 @@ class Pass:
         """Called after the attention residual of `layer`, before its MLP."""
 
 
+class Later(Pass):
+    """Tokens after a prefill that renumbered: from each of its stages on, positions lag behind by what is gone."""
+
+    def __init__(self, lm: nn.Module, hidden: Tensor, positions: Tensor, renumbered: Sequence[tuple[int, int]]) -> None:
+        super().__init__(hidden, lm.rotary_emb(hidden, positions))
+        self.rotary_emb, self.positions, self.gone = lm.rotary_emb, positions, dict(renumbered)
+
+    def before_layer(self, layer: int) -> None:
+        if layer in self.gone:
+            self.rotary = self.rotary_emb(self.hidden, self.positions - self.gone[layer])
+
+
 class Prefill(Pass):
     """One prompt's first pass, and everything a method may look at or drop.
 
@@ -149,8 +180,13 @@ class Prefill(Pass):
     layers, cache, config : the text model's decoder layers, key/value cache and config.
     embeddings : [B, n0, d], the LLM's input before any drop.
     start : row of the first visual token; the rows before it are text that the video cannot change.
-    order : [n] original row of each current row. text : current rows that are not visual.
+    order : [n] original row of each current row. orders : the same of the rows that each layer so far has seen.
+    text : current rows that are not visual.
     rows, slots : [v] current row and layout slot of each surviving visual token.
+    signals : what the vision tower says about all N tokens; only for methods with `needs_vision`.
+    mrope : positions have three axes (Qwen2-VL).
+    renumbered : [(layer, rows gone)] of every stage that made the positions compact.
+    notes : what a method has to remember from one hook of this prefill to the next, under the method itself.
     """
 
     def __init__(
@@ -159,9 +195,14 @@ class Prefill(Pass):
         super().__init__(hidden, rotary)
         assert run.layout is not None
         self.layers, self.config, self.cache, self.run, self.tools = lm.layers, lm.config, cache, run, tools
+        self.rotary_emb = lm.rotary_emb
+        self.mrope = _is_mrope(lm)
+        self.renumbered: list[tuple[int, int]] = []
+        self.notes: dict[Pruner, Any] = {}
         self.layout = run.layout
         self.embeddings = hidden
         self.order = torch.arange(hidden.shape[1], device=hidden.device)
+        self.orders: list[Tensor] = []
         self.start = int(self.layout.index[0])
         end = self.start + len(self.layout)
         self.rows = self.order[self.start : end]
@@ -172,16 +213,40 @@ class Prefill(Pass):
     # -- hook points, called by the loop -------------------------------------------------------------------------
 
     def before_layer(self, layer: int) -> None:
-        self._apply(self.run.method.before_layer(layer, self), first_layer=layer)
+        for part in self.active_parts:
+            self._apply(part.before_layer(layer, self), first_layer=layer)
+        self.orders.append(self.order)
         self._last_input = self.hidden[:, -1:].clone()  # a view would keep all of the old rows alive
 
     def attention(self, layer: int) -> AttentionOverride | None:
-        return self.run.method.attention(layer, self)
+        overrides = [found for part in self.active_parts if (found := part.attention(layer, self)) is not None]
+        if len(overrides) > 1:
+            raise UnsupportedError(f"Two of the combined methods replace the attention of layer {layer}.")
+        return overrides[0] if overrides else None
 
     def after_attention(self, layer: int) -> None:
-        self._apply(self.run.method.after_attention(layer, self), first_layer=layer + 1)
+        for part in self.active_parts:
+            self._apply(part.after_attention(layer, self), first_layer=layer + 1)
+
+    def finish(self) -> None:
+        """Called when all layers ran."""
+        for part in self.active_parts:
+            part.after_prefill(self)
 
     # -- what methods ask ----------------------------------------------------------------------------------------
+
+    @property
+    def active_parts(self) -> list[Pruner]:
+        return [part for part in self.run.method.parts if part.active]
+
+    @property
+    def signals(self) -> VisionSignals:
+        if self.tools.signals is None:
+            raise UnsupportedError(
+                "This method reads attention of the vision tower: pass the video's pixels, or features made by "
+                "encode_video(..., signals=True)."
+            )
+        return self.tools.signals
 
     @property
     def stage(self) -> Stopwatch:
@@ -219,6 +284,11 @@ class Prefill(Pass):
         full[self.slots] = scores.float()
         self.run.scores[name] = full
 
+    def record_layer_score(self, name: str, layer: int, score: Tensor) -> None:
+        """Keep one figure of a decoder layer under `name`."""
+        full = torch.full((len(self.layers),), torch.nan, device=score.device)
+        self.run.layer_scores.setdefault(name, full)[layer] = score.float()
+
     def drop_kv(self, layer: int, keep: Tensor) -> None:
         """Keep only the given rows (LongTensor, as cached by `layer`) of one layer's keys and values."""
         cached = self.cache.layers[layer]
@@ -246,15 +316,25 @@ class Prefill(Pass):
             self.hidden = self.hidden.index_select(1, index)
             if selection.hidden is not None:
                 self.hidden[:, new_rows] = selection.hidden.to(self.hidden.dtype)
-            cos, sin = self.rotary
-            self.rotary = cos.index_select(1, index), sin.index_select(1, index)
+            self.rotary = self._rotary_of(index, first_layer, compact=selection.compact)
             self.text = torch.searchsorted(index, self.text)
             self.order, self.rows, self.slots = self.order[index], new_rows, self.slots[kept]
             self.run.merged_into = _final_targets(self.run.merged_into, self.slots)
-            role = torch.zeros_like(kept, dtype=torch.int8) if selection.role is None else selection.role.to(torch.int8)
+            role = self.run.role[kept] if selection.role is None else selection.role.to(torch.int8)
         self.run.kept, self.run.role = self.slots, role
         layers = len(self.run.visual_per_layer)
         self.run.visual_per_layer[first_layer:] = [len(kept)] * (layers - first_layer)
+
+    def _rotary_of(self, index: Tensor, first_layer: int, *, compact: bool) -> Rotary:
+        if not compact:
+            cos, sin = self.rotary
+            return cos.index_select(1, index), sin.index_select(1, index)
+        if self.mrope:
+            raise UnsupportedError("Positions with three axes (M-RoPE, Qwen2-VL) cannot be renumbered.")
+        gone = self.embeddings.shape[1] - len(index)
+        self.renumbered.append((first_layer, gone))
+        positions = torch.arange(len(index), device=index.device)[None].expand(self.hidden.shape[0], -1)
+        return self.rotary_emb(self.hidden, positions)
 
 
 def _final_targets(merged_into: Tensor, alive: Tensor) -> Tensor:
@@ -271,9 +351,10 @@ class Tools:
 
     model: nn.Module
     processor: Any  # ours or transformers'; None when the caller gave none
-    bias_cache: Any  # sharp.bias.BiasCache; None when the caller gave none
+    bias_cache: Any  # sharp.bias.BiasCache; made on first use when the caller gave none
     prompt_ids: tuple[int, ...] = ()
     positions: Tensor | None = None  # of the prompt, on the CPU, when the caller passed position ids
+    signals: VisionSignals | None = None  # of the prompt's video, when the method reads them
 
 
 def run_layers(
@@ -370,6 +451,7 @@ class _Runtime:
         self.config = model.config
         self.run, self.tools = run, tools
         self.original = self.lm.forward
+        self.tap: VisionTap | None = None
         self._layout: VisualLayout | None = None
 
     def refuse_partial_prompts(self, mode: GenerationMode, config: GenerationConfig) -> None:
@@ -413,6 +495,9 @@ class _Runtime:
         self._layout = visual_layout(self.config, first, grid)
         if int(self._layout.index[-1]) == len(first) - 1:
             raise UnsupportedError("Pruning scores with the prompt's last token: text must follow the video.")
+        self.tools.signals = getattr((kwargs.get("mm_encoder_outputs") or {}).get("video"), "signals", None)
+        if self.tap is not None:
+            self.tap.clear()
         self.tools.prompt_ids = tuple(first.tolist())
         self.tools.positions = None if positions is None else positions.cpu()
 
@@ -435,7 +520,8 @@ class _Runtime:
         ragged = cache is not None and len(_lengths(cache)) > 1
         if getattr(cache, "shrunk", None) is not None and (held := int(cache.layers[0].get_seq_length())):
             cache.shrunk.check(held, position_ids)
-        if not prune and not ragged:
+        renumbered = getattr(cache, "renumbered", ())
+        if not prune and not ragged and not renumbered:
             return self.original(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -454,15 +540,20 @@ class _Runtime:
             if hidden.shape[0] > 1 and bool((hidden != hidden[:1]).any()):
                 raise UnsupportedError("Pruning needs the same video in every row of the batch.")
         positions = _positions(lm, position_ids, hidden, cache)
-        rotary = lm.rotary_emb(hidden, positions)
         collected: list[Tensor] | None = [] if kwargs.pop("output_hidden_states", False) else None
-        rows: Pass = Prefill(lm, hidden, rotary, cache, self.run, self.tools) if prune else Pass(hidden, rotary)
+        if prune:
+            if self.tap is not None and self.tools.signals is None:
+                self.tools.signals = self.tap.signals()
+            rows: Pass = Prefill(lm, hidden, lm.rotary_emb(hidden, positions), cache, self.run, self.tools)
+        else:
+            rows = Later(lm, hidden, positions, renumbered)
         run_layers(lm.layers, rows, cache, lm.config, collected, use_cache=use_cache, **kwargs)
         if isinstance(rows, Prefill):
-            method.after_prefill(rows)
+            rows.finish()
             held = int(cache.layers[0].get_seq_length())
             whole = held == hidden.shape[1]
             cache.shrunk = None if whole else Shrunk(held, int(positions[..., -1].max()))
+            cache.renumbered = tuple(rows.renumbered)
         last = lm.norm(rows.hidden)
         return BaseModelOutputWithPast(
             last_hidden_state=last,
@@ -476,11 +567,15 @@ def _positions(lm: nn.Module, position_ids: Tensor | None, hidden: Tensor, cache
     if position_ids is None:
         past = cache.get_seq_length()
         position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
-    if "mrope_section" not in (lm.config.rope_parameters or {}):
+    if not _is_mrope(lm):
         return position_ids
     if position_ids.ndim == 2:
         return position_ids[None].expand(3, -1, -1)
     return position_ids[-3:]  # generate() puts a row of text positions in front
+
+
+def _is_mrope(lm: nn.Module) -> bool:
+    return "mrope_section" in (lm.config.rope_parameters or {})
 
 
 @contextmanager
@@ -493,7 +588,7 @@ def attached(
     ----------
     model : LlavaOnevisionForConditionalGeneration or Qwen2VLForConditionalGeneration, unmodified.
     processor : the checkpoint's processor (ours or transformers'); needed by methods that make a black video.
-    bias_cache : where black-video biases live beyond this block; None starts an empty one.
+    bias_cache : where black-video biases live beyond this block; without one they are made anew in each.
 
     Raises
     ------
@@ -509,7 +604,7 @@ def attached(
         raise UnsupportedError(
             "This checkpoint uses sliding-window attention, which the pruning runtime does not support."
         )
-    run = Run(method, next(lm.parameters()).device)
+    run = Run(method.fitted(len(lm.layers)), next(lm.parameters()).device)
     runtime = _Runtime(model, run, Tools(model, processor, bias_cache))
 
     def forward(lm: nn.Module, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
@@ -525,7 +620,8 @@ def attached(
     model._validate_generation_mode = validate  # the one place where `generate` has decided how it will call the model
     hook = core.register_forward_pre_hook(runtime.see_inputs, with_kwargs=True)
     try:
-        yield run
+        with tapped(model) if method.needs_vision else nullcontext() as runtime.tap:
+            yield run
     finally:
         hook.remove()
         del model._validate_generation_mode

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sharp_demo.errors import MethodError
@@ -17,6 +18,11 @@ Schedule = Sequence[tuple[int, int]]
 def budget(retention: float, n: int) -> int:
     """Return how many of `n` visual tokens a retention keeps: rounded, at least 1, at most n."""
     return min(n, max(1, round(retention * n)))
+
+
+def framewise_budget(retention: float, n: int, frames: int) -> int:
+    """Return the tokens of a budget that every one of `frames` equal frames has for itself."""
+    return frames * budget(retention, n // frames)
 
 
 def visual_per_layer(layers: int, n: int, schedule: Schedule) -> list[int]:
@@ -56,19 +62,148 @@ def feather_paper_schedule(retention: float, n: int, grid: int, layers: tuple[in
     return [(layers[0], first), (layers[1], max(1, int(first * retention**2)))]
 
 
+PDROP_CUTS = {"comparison": (4 / 28, 12 / 28, 20 / 28), "official": (1 / 4, 1 / 2, 3 / 4)}
+"""Where PDrop drops, in shares of the decoder's depth: for the comparison with FastV's cost, and its paper's own."""
+
+
+def pdrop_layers(layers: int, cuts: str = "comparison") -> list[int]:
+    """Return the layers before which PDrop drops: the shares of `PDROP_CUTS`, rounded, each at least one apart."""
+    found, last = [], 0
+    for share in PDROP_CUTS[cuts]:
+        last = max(last + 1, round(layers * share))
+        found.append(last)
+    return found
+
+
+def pdrop_schedule(
+    retention: float, n: int, layers: int, decay: float = 0.5, cuts: str = "comparison"
+) -> list[tuple[int, int]]:
+    """Return PDrop's stages: before cut j the best floor(retention decay^j n) tokens stay, at least one.
+
+    Sizes refer to the n tokens of the prompt. Source: PyramidDrop's official code.
+    """
+    # The small term keeps the floor of a quotient k / n times n at k.
+    sizes = (max(1, min(n, int(retention * decay**stage * n + 1e-9))) for stage in range(len(PDROP_CUTS[cuts])))
+    return list(zip(pdrop_layers(layers, cuts), sizes, strict=True))
+
+
+def ceil_share(share: float, n: int) -> int:
+    """Return `share` of n rounded up; a quotient k / n gives k despite floating point."""
+    return min(n, math.ceil(share * n - 1e-9))
+
+
+def holitom_layer(layers: int) -> int:
+    """Return the layer of HoliTom's inner stage: 18 of 28, the same share of another depth."""
+    return max(1, round(layers * 18 / 28))
+
+
+def holitom_schedule(retention: float, n: int, layers: int, options: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Return HoliTom's two stages on a video without static patches: a share of each frame, then half of all.
+
+    `options` may hold `frames` (else the whole video counts as one), `inner_layer` and `drop`.
+    """
+    frames, drop = options.get("frames", 1), options.get("drop", 0.5)
+    outer = frames * ceil_share(retention, n // frames)
+    inner = (options.get("inner_layer") or holitom_layer(layers), max(1, round(outer * (1 - drop))))
+    return [(0, outer), inner] if drop > 0 else [(0, outer)]
+
+
+def check_layer_mean(method: str, retention: float, layers: int) -> None:
+    """Raise MethodError when a mean over layers is so low that the first layer alone may exceed it."""
+    if retention * layers <= 1:
+        raise MethodError(
+            f"{method}: retention {retention:g} is a mean over {layers} layers, and the first may see every token: "
+            f"it must be above 1/{layers} = {1 / layers:.3g}."
+        )
+
+
+def framefusion_schedule(retention: float, n: int, layers: int) -> list[tuple[int, int]]:
+    """Return FrameFusion's stage on a video where nothing merges: layer 0 sees all, the others make up for it.
+
+    `retention` is the mean over layers; where that is out of reach (see `check_layer_mean`) one token is left.
+    """
+    rest = (retention * layers - 1) / (layers - 1) if layers > 1 else 1.0
+    return [(1, budget(rest, n))]
+
+
+def holitom_sharp_schedule(retention: float, n: int, layers: int, options: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Return HoliTom's stages with ShaRP as the inner one, before `layer`; it counts as all budgets do."""
+    drop = options.get("drop", 0.5)
+    ((_, outer),) = holitom_schedule(retention, n, layers, {**options, "drop": 0.0})
+    inner = (options.get("layer") or holitom_layer(layers), budget(1 - drop, outer))
+    return [(0, outer), inner] if drop > 0 else [(0, outer)]
+
+
+VISIONZIP_RATIO = 20 / 12.4
+"""What VisionZip leaves over what ShaRP leaves of it: Table 3 of the ShaRP paper."""
+
+
+def visionzip_sharp_schedule(
+    retention: float, n: int, layers: int, options: Mapping[str, Any]
+) -> list[tuple[int, int]]:
+    """Return the stages of VisionZip and of ShaRP behind it; `retention` is what ShaRP leaves of all n tokens.
+
+    `options` may hold `frames`, `layer` and `outer_ratio`.
+    """
+    share = min(1.0, retention * options.get("outer_ratio", VISIONZIP_RATIO))
+    outer = framewise_budget(share, n, options.get("frames", 1)) if share < 1 else n
+    inner = (options.get("layer", PRUNE_LAYER["sharp"]), min(outer, budget(retention, n)))
+    return [(0, outer), inner] if share < 1 else [inner]
+
+
+def _single(method: str) -> NominalSchedule:
+    def stages(retention: float, n: int, layers: int, options: Mapping[str, Any]) -> Schedule:
+        return [(options.get("layer", PRUNE_LAYER[method]), budget(retention, n))]
+
+    return stages
+
+
+def _feather(retention: float, n: int, layers: int, options: Mapping[str, Any]) -> Schedule:
+    if options.get("paper_mode"):
+        return feather_paper_schedule(retention, n, -(-n // 9), feather_paper_layers(layers))
+    return _single("feather")(retention, n, layers, options)
+
+
+def _pdrop(retention: float, n: int, layers: int, options: Mapping[str, Any]) -> Schedule:
+    chosen = {name: options[name] for name in ("decay", "cuts") if name in options}
+    return pdrop_schedule(retention, n, layers, **chosen)
+
+
+def _before_the_llm(retention: float, n: int, layers: int, options: Mapping[str, Any]) -> Schedule:
+    return [(0, budget(retention, n))]
+
+
+def _visionzip(retention: float, n: int, layers: int, options: Mapping[str, Any]) -> Schedule:
+    return [(0, framewise_budget(retention, n, options.get("frames", 1)))]
+
+
+NominalSchedule = Callable[[float, int, int, Mapping[str, Any]], Schedule]
+
+SCHEDULES: Mapping[str, NominalSchedule] = {
+    "vanilla": lambda retention, n, layers, options: [],
+    **{method: _single(method) for method in PRUNE_LAYER},
+    "feather": _feather,
+    "pdrop": _pdrop,
+    "visionzip": _visionzip,
+    "framefusion": lambda retention, n, layers, options: framefusion_schedule(retention, n, layers),
+    "holitom": holitom_schedule,
+    **dict.fromkeys(("sharpv", "evs"), _before_the_llm),
+    "visionzip+sharp": visionzip_sharp_schedule,
+    "holitom+sharp": holitom_sharp_schedule,
+}
+"""(retention, n, layers, options) -> prune stages, of every method that ships, without loading torch."""
+
+
 def method_schedule(
     method: str, retention: float, n: int, layers: int = 28, options: Mapping[str, Any] | None = None
 ) -> Schedule:
-    """Return the prune stages of a method by its name, without loading the method (or torch).
+    """Return the prune stages of a method by its name; torch is loaded only for a method that `SCHEDULES` lacks.
 
-    `options` may hold `layer` (K) and Feather's `paper_mode`; no other option changes the token counts. Raises
-    MethodError on an unknown method.
+    `options` may hold whatever changes the token counts, such as `layer` (K), and `frames` for methods whose budget
+    is one of each frame. Raises MethodError on an unknown method.
     """
-    options = options or {}
-    if method == "vanilla":
-        return []
-    if method not in PRUNE_LAYER:
-        raise MethodError(f"no method named {method!r}; there are: vanilla, {', '.join(PRUNE_LAYER)}")
-    if method == "feather" and options.get("paper_mode"):
-        return feather_paper_schedule(retention, n, -(-n // 9), feather_paper_layers(layers))
-    return [(options.get("layer", PRUNE_LAYER[method]), budget(retention, n))]
+    if method in SCHEDULES:
+        return SCHEDULES[method](retention, n, layers, options or {})
+    from sharp_demo.pruning.registry import make_method  # loads torch
+
+    return make_method(method, retention, options).schedule(layers, n)

@@ -14,6 +14,7 @@ class Vanilla(Method):
     name = "vanilla"
     title = "Vanilla"
     summary = "Keeps every visual token."
+    where = "nowhere"
 
     retention: float = knob(1.0, "always 1: nothing is dropped", high=1.0)
 

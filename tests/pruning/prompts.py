@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from sharp_demo.backbones.features import VideoFeatures, encode_video, model_inputs
+from sharp_demo.backbones.features import encode_video, model_inputs
 from sharp_demo.backbones.layout import VisualLayout, visual_layout
 from sharp_demo.backbones.load import Backbone
-from sharp_demo.engine import decode_step, prefill
+from sharp_demo.engine import decode_step, prefill, suppress_placeholders
 
 QUESTION = "What color is the car?"
 
@@ -36,11 +37,11 @@ class Prompt:
         self.pixels = backbone.processor.video.pixels(frames)
         grid = backbone.processor.video.grid(*frames.shape[:3])
         self.tokens = backbone.processor.prompt(question, frames=len(frames), grid=grid)
-        self.features = encode_video(self.model, self.pixels)
+        self.features = encode_video(self.model, self.pixels, signals=True)
 
     def inputs(self, features: Tensor | None = None) -> dict[str, Any]:
         """Arguments for `forward` or `generate`; other features [N(+1), d] may take the video's place."""
-        chosen = self.features if features is None else VideoFeatures(features, self.features.grid_thw, 0)
+        chosen = self.features if features is None else replace(self.features, features=features)
         return model_inputs(self.tokens, chosen)
 
     @property
@@ -73,6 +74,12 @@ def greedy(prompt: Prompt, steps: int = 8, second_turn: int = 5) -> tuple[list[i
     return ids, torch.stack(rows), cache
 
 
+def lowest(name: str, layout: VisualLayout, layers: int = 4) -> float:
+    """The least retention a method can be asked for on a video and a model of so many layers."""
+    # EVS keeps the first frame whole; FrameFusion's mean over layers contains a layer that may see everything.
+    return {"evs": 1 / layout.frames, "framefusion": 1.1 / layers}.get(name, 0)
+
+
 @contextmanager
 def masked(
     prompt: Prompt,
@@ -80,6 +87,8 @@ def masked(
     kept: Tensor,
     rows: Tensor | None = None,
     first_layer_mask: Callable[[Tensor], Tensor] | None = None,
+    later: Sequence[tuple[int, Tensor]] = (),
+    hidden_later: Tensor | None = None,
 ) -> Iterator[None]:
     """The reference for dropping: the full sequence runs, and from `layer` on the dropped keys are masked.
 
@@ -87,10 +96,13 @@ def masked(
     ----------
     kept : [k] slots that survive. rows : [k, d] rows to put in at `layer` (merged tokens).
     first_layer_mask : changes the boolean prefill mask [n, n] of layer 0 (True = visible).
+    later : (layer, slots that survive) of the stages after the first. hidden_later : keys that no token after the
+        prompt sees.
     """
     index = prompt.layout.index
-    dropped = torch.ones(len(index), dtype=torch.bool)
-    dropped[kept] = False
+    dropped = {first: torch.ones(len(index), dtype=torch.bool) for first, _ in ((layer, kept), *later)}
+    for first, alive in ((layer, kept), *later):
+        dropped[first][alive] = False
     lm = prompt.model.model.language_model
     cache_lengths: dict[int, int] = {}
 
@@ -100,8 +112,11 @@ def masked(
             past, n = cache_lengths.get(i, 0), hidden.shape[1]
             cache_lengths[i] = past + n
             visible = torch.ones(n, past + n, dtype=torch.bool).tril(past)
-            if i >= layer:
-                visible[:, index[dropped]] = False
+            for first, gone in dropped.items():
+                if i >= first:
+                    visible[:, index[gone]] = False
+            if past and hidden_later is not None:
+                visible[:, hidden_later] = False
             if i == 0 and past == 0 and first_layer_mask is not None:
                 visible = first_layer_mask(visible)
             if i == layer and past == 0 and rows is not None:
@@ -118,3 +133,89 @@ def masked(
     finally:
         for handle in hooks:
             handle.remove()
+
+
+@torch.no_grad()
+def naive_logits(prompt: Prompt, stages: dict[int, Tensor], answer: list[int], *, renumbered: bool) -> Tensor:
+    """Logits [len(answer) + 1, vocab] after the prompt and after each answer token, all fed at once, without a cache.
+
+    At each stage the visual tokens that are not in it go; with `renumbered` the rows that are left are numbered anew.
+    """
+    model, lm = prompt.model, prompt.model.model.language_model
+    inputs = prompt.inputs()
+    ids = torch.cat((inputs["input_ids"], torch.tensor([answer], dtype=torch.long)), 1)
+    hidden = lm.embed_tokens(ids)
+    hidden[0, (ids == model.config.video_token_id)[0]] = prompt.features.features.to(hidden)
+    positions = inputs.get("position_ids")
+    if positions is None:
+        positions = torch.arange(ids.shape[1])[None]
+    else:
+        ahead = positions[-3:, :, -1:] + torch.arange(1, len(answer) + 1)
+        positions = torch.cat((positions[-3:], ahead), -1)
+    alive = torch.arange(ids.shape[1])
+    for i, layer in enumerate(lm.layers):
+        if i in stages:
+            gone = torch.ones(len(prompt.layout), dtype=torch.bool)
+            gone[stages[i]] = False
+            keep = ~torch.isin(alive, prompt.layout.index[gone])
+            hidden, alive = hidden[:, keep], alive[keep]
+            positions = torch.arange(int(keep.sum()))[None] if renumbered else positions[..., keep]
+        bias = torch.full((len(alive), len(alive)), torch.finfo(torch.float32).min).triu(1)
+        rotary = lm.rotary_emb(hidden, positions)
+        hidden = layer(hidden, attention_mask=bias[None, None], position_embeddings=rotary)
+    return model.lm_head(lm.norm(hidden))[0, -len(answer) - 1 :]
+
+
+@contextmanager
+def with_frames(prompt: Prompt, frames: Tensor) -> Iterator[None]:
+    """Put other features [frames, tokens per frame, d] in the video's place; LLaVA-OneVision's newline stays."""
+    before = prompt.features
+    rows = frames.flatten(0, 1).to(before.features)
+    prompt.features = replace(before, features=torch.cat((rows, before.features[len(rows) :])))
+    try:
+        yield
+    finally:
+        prompt.features = before
+
+
+def embedded(prompt: Prompt) -> Tensor:
+    """The language model's input for the whole prompt, [1, n, d]: text embeddings with the features in their place."""
+    ids = prompt.tokens["input_ids"]
+    hidden = prompt.model.get_input_embeddings()(ids)
+    hidden[ids == prompt.model.config.video_token_id] = prompt.features.features
+    return hidden
+
+
+@torch.no_grad()
+def shortened(
+    prompt: Prompt, kept: Tensor, rows: Tensor | None = None, *, compact: bool, steps: int = 8, second_turn: int = 5
+) -> tuple[list[int], Tensor]:
+    """The reference for pruning before the LLM: the ordinary text model on the embeddings that are left.
+
+    `kept` [k] slots; `rows` [k, d] what stands in their place. `compact`: positions 0, 1, 2, ...; else the original
+    ones. Tokens and logits as `greedy` gives them.
+    """
+    model, lm, index = prompt.model, prompt.model.model.language_model, prompt.layout.index
+    hidden = embedded(prompt)
+    if rows is not None:
+        hidden[0, index[kept]] = rows.to(hidden.dtype)
+    stays = torch.ones(prompt.length, dtype=torch.bool)
+    stays[index] = False
+    stays[index[kept]] = True
+    whole = prompt.tokens.get("position_ids", torch.arange(prompt.length)[None])
+    at = torch.arange(int(stays.sum()))[None] if compact else whole[..., stays]
+    cache = DynamicCache(config=lm.config)
+
+    def run(embeddings: Tensor, positions: Tensor) -> Tensor:
+        out = lm(inputs_embeds=embeddings, position_ids=positions, past_key_values=cache, use_cache=True)
+        return model.lm_head(out.last_hidden_state[0, -1])
+
+    logits, ids = [suppress_placeholders(model, run(hidden[:, stays], at))], []
+    last = at[..., -1:]
+    for _ in range(steps):
+        ids.append(int(logits[-1].argmax()))
+        last = last + 1
+        logits.append(suppress_placeholders(model, run(lm.embed_tokens(torch.tensor([[ids[-1]]])), last)))
+    follow = torch.arange(second_turn)[None] + 7
+    logits.append(run(lm.embed_tokens(follow), last + 1 + torch.arange(second_turn)))
+    return ids, torch.stack(logits)

@@ -34,9 +34,12 @@ def forward(prompt: Prompt, **changes) -> None:
         prompt.model(**{"use_cache": True, **prompt.inputs(), **changes})
 
 
-def test_methods_are_listed_with_the_reference_first() -> None:
-    assert list_methods() == ["vanilla", "fastv", "feather", "sharp", "random", "uniform", "latest"]
-    for name in list_methods():
+def test_methods_are_listed_with_the_reference_first_and_the_floors_last() -> None:
+    names = list_methods()
+    assert names[:4] == ["vanilla", "fastv", "feather", "sharp"]
+    assert names[-3:] == ["random", "uniform", "latest"]
+    assert len(set(names)) == len(names)
+    for name in names:
         assert method_class(name).title
         assert method_class(name).summary
 
@@ -57,6 +60,7 @@ def test_methods_are_listed_with_the_reference_first() -> None:
         ("sharp", 0.2, {"penalty": "nan"}, "penalty is nan; it must be a finite number"),
         ("sharp", 0.2, {"score_layer": "second"}, "one of lookahead, first"),
         ("sharp", 0.2, {"segm_layers": "0;1"}, "whole numbers separated by commas"),
+        ("sharp", 0.2, {"segm_layers": "1,2"}, "segm_layers is 1, 2; SegM needs at least one layer before layer 1"),
     ],
 )
 def test_bad_options_are_named_in_one_line(name: str, retention: float, options: dict, message: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from sharp_demo.pruning.runtime import Role, Selection
 from sharp_demo.pruning.sharp import regd
 from sharp_demo.pruning.sharp.regd import RegDOptions, refine, run_leaders
+from sharp_demo.pruning.sharp.trace import trace_regd
 
 WALK = pytest.mark.parametrize("walk", [True, False], ids=["walk", "blocks"])
 
@@ -362,3 +363,34 @@ def test_weighted_means_count_every_original_token_once() -> None:
     assert selection.kept.tolist() == [0, 3]
     torch.testing.assert_close(selection.hidden[0], hidden[:3].mean(0))
     assert selection.merged_into.tolist() == [-1, 0, 0, -1]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_trace_is_what_refine_does(seed: int) -> None:
+    """The steps add up to refine's selection, and pre-filtering is the plain comparison with every register."""
+    rng = np.random.default_rng(seed)
+    n, k = 96, 48
+    hidden = torch.from_numpy(clip_like(seed, n, 16, 0.5)).float()
+    segment = torch.arange(n) // 40
+    scores = torch.from_numpy(rng.random(n)).float()
+    registers = scores.topk(k).indices.sort().values
+    arguments = (hidden, hidden, segment, 3, scores, registers, RegDOptions())
+    traced, selection = trace_regd(*arguments), refine(*arguments, walk=True)
+    absorbed = {int(a) for a, _ in traced["absorbed"]}
+    added = {*traced["filled"].tolist(), *traced["repaired"].tolist()}
+    chosen = (set(registers.tolist()) - absorbed) | added
+    assert chosen == set(selection.kept.tolist())
+    filled = selection.kept[selection.role == int(Role.FILLED)]
+    assert added == set(filled.tolist())
+    for register, pivot in traced["absorbed"].tolist():
+        assert selection.merged_into is not None
+        assert int(selection.merged_into[register]) in (pivot, -1)
+    vectors = hidden.numpy()
+    alike = {
+        i
+        for i in set(range(n)) - set(registers.tolist())
+        if any(segment[i] == segment[r] and cosine(vectors[i], vectors[r]) > 0.7 for r in registers.tolist())
+    }
+    assert set(traced["prefiltered"].tolist()) == alike
+    assert absorbed
+    assert alike

@@ -61,5 +61,5 @@ def test_named_schedules() -> None:
     assert method_schedule("sharp", 0.2, 100) == [(1, 20)]
     assert method_schedule("sharp", 0.2, 100, options={"layer": 18}) == [(18, 20)]
     assert method_schedule("feather", 0.3, 900, 28, {"paper_mode": True}) == [(7, 340), (14, 30)]
-    with pytest.raises(MethodError, match="no method named 'fastw'; there are: vanilla, fastv"):
+    with pytest.raises(MethodError, match="no method named 'fastw'; the methods are vanilla, fastv"):
         method_schedule("fastw", 0.2, 100)

@@ -78,7 +78,7 @@ def bias_key(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...]
     slots = None if len(prefill.slots) == len(layout) else tuple(prefill.slots.tolist())
     grid = (layout.frames, layout.rows, layout.cols)
     backend = prefill.config._attn_implementation
-    where = (prefill.embeddings.dtype, str(prefill.embeddings.device), backend)
+    where = (tuple(prefill.renumbered), prefill.embeddings.dtype, str(prefill.embeddings.device), backend)
     return (*source, layer, hidden_prefix_layers, grid, slots, positions, tools.prompt_ids[: prefill.start], *where)
 
 
@@ -130,6 +130,8 @@ def black_logits(prefill: Prefill, layer: int, black: BlackRows) -> Tensor:
 
 def black_bias(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...] = ()) -> Tensor:
     """The bias logits [heads, n] of this prompt, through the cache; stages `bias_setup` (cold only) and `bias`."""
+    if prefill.tools.bias_cache is None:
+        prefill.tools.bias_cache = BiasCache()
     cache: BiasCache = prefill.tools.bias_cache
     key = bias_key(prefill, layer, hidden_prefix_layers)
     black = cache.get(key)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.attention import Span, project_keys, segment_masked
 from sharp_demo.pruning.method import Method, knob, top_k
-from sharp_demo.pruning.runtime import AttentionOverride, Prefill, Role, Run, Selection
+from sharp_demo.pruning.runtime import AttentionOverride, Prefill, Role, Selection
 from sharp_demo.pruning.schedule import Schedule, budget
-from sharp_demo.pruning.sharp.bias import BiasCache, black_bias
+from sharp_demo.pruning.sharp.bias import black_bias
 from sharp_demo.pruning.sharp.regd import RegDOptions, refine
 from sharp_demo.pruning.sharp.segments import frame_means, segment_frames, token_bounds
+from sharp_demo.pruning.sharp.trace import trace_regd
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class ShaRP(Method):
     name = "sharp"
     title = "ShaRP"
     paper = "https://arxiv.org/abs/2512.05385"
+    year = 2025
     summary = "Debiased attention of the last token on segment-masked states, deduplicated; drops before layer 1."
     question_aware = True
 
@@ -72,13 +74,21 @@ class ShaRP(Method):
     cluster_center: str = knob("mean", "which vector stands for a cluster", choices=("mean", "first", "medoid"))
     strict_budget: bool = knob(True, "refill across segments until exactly K tokens are kept")
     prune_layer0_kv: bool = knob(False, "drop the same tokens from the caches of the layers before the prune")
+    trace: bool = knob(False, "record what SegM and RegD did with every token; costs time, changes nothing else")
 
-    def __call__(
-        self, model: nn.Module, processor: Any | None = None, bias_cache: Any | None = None
-    ) -> AbstractContextManager[Run]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.segm and self.segm_layers and not any(0 <= layer < self.layer for layer in self.segm_layers):
+            named = ", ".join(map(str, self.segm_layers))
+            raise MethodError(
+                f"sharp: segm_layers is {named}; SegM needs at least one layer before layer {self.layer}."
+            )
+
+    def require(self, processor: Any | None) -> None:
         if self.active and self._debiases and processor is None:
-            raise MethodError("sharp: PosC makes a black video and needs the processor: pass it, or set posc=False.")
-        return super().__call__(model, processor, BiasCache() if bias_cache is None else bias_cache)
+            raise MethodError(
+                f"{self.name}: PosC makes a black video and needs the processor: pass it, or set posc=False."
+            )
 
     @property
     def _debiases(self) -> bool:
@@ -88,17 +98,24 @@ class ShaRP(Method):
     def _scoring_layer(self) -> int:
         return self.layer if self.score_layer == "lookahead" else self.layer - 1
 
-    def schedule(self, layers: int, n: int) -> Schedule:
+    def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
         return [(self.layer, budget(self.retention, n))]
+
+    def registers(self, n: int, alive: int) -> int:
+        """How many tokens to keep of the `alive` ones that are left of n."""
+        return budget(self.retention, n)
 
     def attention(self, layer: int, prefill: Prefill) -> AttentionOverride | None:
         if layer == 0 and (self.segm or self.regd):
             with prefill.stage("mask"):
                 means = frame_means(prefill.hidden[0, prefill.rows], prefill.frames, prefill.layout.frames)
                 prefill.run.segments = segment_frames(means, self.tau_seg)
+                if self.trace:
+                    prefill.run.trace["cosines"] = F.cosine_similarity(means[:-1], means[1:], dim=-1)
         if not self.segm or layer not in self.segm_layers or layer >= self.layer:
             return None
         ranges = token_bounds(prefill.frames, prefill.run.segments)
+        prefill.run.segment_tokens = [b - a for a, b in ranges]
         rows = tuple((prefill.start + a, prefill.start + b) for a, b in ranges)
         return partial(segment_masked, span=Span(prefill.start, rows, self.sys_visible))
 
@@ -117,7 +134,9 @@ class ShaRP(Method):
             prefill.record_scores("bias", bias)
             prefill.record_scores("debiased", scores)
         with prefill.stage("select"):
-            registers = top_k(scores, min(budget(self.retention, len(prefill.layout)), len(scores)))
+            registers = top_k(scores, min(self.registers(len(prefill.layout), len(scores)), len(scores)))
+        if self.trace:
+            prefill.run.trace["registers"] = prefill.slots[registers]
         if not self.regd:
             return Selection(registers, registers.new_full(registers.shape, int(Role.REGISTER)))
         with prefill.stage("pre-filter"):
@@ -126,12 +145,15 @@ class ShaRP(Method):
             hidden = prefill.hidden[0, prefill.start : prefill.start + len(prefill.rows)]
             features = self._features(prefill, hidden)
         options = RegDOptions(**{option.name: getattr(self, option.name) for option in fields(RegDOptions)})
+        if self.trace:
+            steps = trace_regd(hidden, features, segment, len(starts), scores, registers, options)
+            prefill.run.trace |= {name: prefill.slots[tokens] for name, tokens in steps.items()}
         return refine(hidden, features, segment, len(starts), scores, registers, options, prefill.stage)
 
     def after_prefill(self, prefill: Prefill) -> None:
         if self.prune_layer0_kv:
             for layer in range(self.layer):
-                prefill.drop_kv(layer, prefill.order)
+                prefill.drop_kv(layer, torch.searchsorted(prefill.orders[layer], prefill.order))
 
     def _scores(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Turn the last token's logits [heads, n] into one score per visual row [v], averaged over heads."""

@@ -224,14 +224,7 @@ def refine(
     """
     walk = hidden.device.type == "cpu" if walk is None else walk
     with stage("pre-filter"):
-        rows = hidden.to(torch.float32, copy=True)
-        draft = _Draft(
-            hidden=rows,
-            features=rows if features is hidden else features.to(torch.float32, copy=True),
-            weight=torch.ones(len(hidden), device=hidden.device),
-            merged_into=torch.full((len(hidden),), -1, device=hidden.device),
-            role=torch.full((len(hidden),), -1, dtype=torch.int8, device=hidden.device),
-        )
+        draft = begin(hidden, features)
         pool = prefilter(draft, registers, segment, options, walk)
     with stage("dedup"):
         deduplicate(draft, registers, segment, options, walk)
@@ -243,6 +236,18 @@ def refine(
         else:
             kept = (draft.role >= 0).nonzero().squeeze(1)
         return Selection(kept, draft.role[kept], draft.hidden[kept], _ends(draft))
+
+
+def begin(hidden: Tensor, features: Tensor) -> _Draft:
+    """Return a draft in which nothing is chosen; `features` as in `refine`."""
+    rows = hidden.to(torch.float32, copy=True)
+    return _Draft(
+        hidden=rows,
+        features=rows if features is hidden else features.to(torch.float32, copy=True),
+        weight=torch.ones(len(hidden), device=hidden.device),
+        merged_into=torch.full((len(hidden),), -1, device=hidden.device),
+        role=torch.full((len(hidden),), -1, dtype=torch.int8, device=hidden.device),
+    )
 
 
 def prefilter(draft: _Draft, registers: Tensor, segment: Tensor, options: RegDOptions, walk: bool) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def frame_means(tokens: Tensor, frames: Tensor, count: int) -> Tensor:
-    """Average the visual tokens of each frame.
+    """Average the visual tokens of each frame; a frame without tokens repeats the one before it (or the first).
 
     Parameters
     ----------
@@ -22,7 +22,10 @@ def frame_means(tokens: Tensor, frames: Tensor, count: int) -> Tensor:
     [count, d], fp32. As a product with a one-hot matrix: deterministic on every device.
     """
     member = F.one_hot(frames, count).T.float()  # [count, v]
-    return (member @ tokens.float()) / member.sum(1, keepdim=True).clamp(min=1)
+    size = member.sum(1)
+    means = (member @ tokens.float()) / size[:, None].clamp(min=1)
+    source = torch.where(size > 0, torch.arange(count, device=frames.device), frames[0])
+    return means[source.cummax(0).values]
 
 
 def segment_starts(means: Tensor, tau_seg: float) -> list[int]:

@@ -1,0 +1,141 @@
+"""What the vision tower says about its tokens: attention received, and keys. VisionZip and HoliTom choose by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+
+from sharp_demo.backbones.families import family_of
+from sharp_demo.errors import UnsupportedError
+from sharp_demo.pruning.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True, eq=False)
+class VisionSignals:
+    """Of the tower layer whose output feeds the projector, for the N visual tokens of a layout, in its order.
+
+    Attributes
+    ----------
+    received : [N] fp32, attention that a token receives: softmax, mean over heads and over all queries of its frame
+        (or temporal patch). Neither tower has a class token, so there is no better single query.
+    keys : [N, head_dim] fp32, keys without rotation, mean over heads.
+    ms : what computing them took, beside the tower's own pass.
+
+    Patches become tokens as features do: bilinear pooling (LLaVA-OneVision), the mean of a 2 x 2 merge group
+    (Qwen2-VL).
+    """
+
+    received: Tensor
+    keys: Tensor
+    ms: float = 0.0
+
+
+@dataclass
+class VisionTap:
+    """Collects signals from every pass through the tower while `tapped` is open."""
+
+    device: torch.device
+    parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    ms: float = 0.0
+
+    def signals(self) -> VisionSignals | None:
+        """Everything since the last `clear`, in the order of the passes; None when the tower did not run."""
+        if not self.parts:
+            return None
+        received, keys = zip(*self.parts, strict=True)
+        return VisionSignals(torch.cat(received), torch.cat(keys), self.ms)
+
+    def clear(self) -> None:
+        self.parts, self.ms = [], 0.0
+
+
+@contextmanager
+def tapped(model: Any) -> Iterator[VisionTap]:
+    """Watch the attention of the tower layer that feeds the projector; nothing about the pass itself changes.
+
+    The one layer's attention is computed a second time, a frame at a time, so no backend has to return weights.
+    Raises UnsupportedError when the checkpoint joins several tower layers or drops a class token.
+    """
+    if refusal := signals_refusal(model):
+        raise UnsupportedError(refusal)
+    module, read = _source(model)
+    tap = VisionTap(next(module.parameters()).device)
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        watch = Stopwatch(tap.device)
+        with watch("signals"):
+            hidden = args[0] if args else kwargs["hidden_states"]
+            tap.parts.append(read(model, module, hidden, kwargs))
+        tap.ms += watch.ms()["signals"]
+
+    def label(tower: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        # `generate` encodes pixels before it calls the model, and hands on this very output.
+        output.signals = VisionSignals(*tap.parts[-1], tap.ms)
+
+    tower = model.model.visual if family_of(model.config).needs_grid else model.model.vision_tower
+    hooks = (module.register_forward_pre_hook(see, with_kwargs=True), tower.register_forward_hook(label))
+    try:
+        yield tap
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def signals_refusal(model: Any) -> str | None:
+    """Why this checkpoint's tower cannot be read, or None."""
+    config = model.config
+    if family_of(config).needs_grid:
+        return None
+    if isinstance(config.vision_feature_layer, int) and config.vision_feature_select_strategy == "full":
+        return None
+    return (
+        "This checkpoint joins several vision layers or drops a class token; vision-tower attention is read from one "
+        "layer without a class token."
+    )
+
+
+def _source(model: Any) -> tuple[nn.Module, Any]:
+    if family_of(model.config).needs_grid:
+        return model.model.visual.blocks[-1].attn, _read_qwen
+    layer = model.config.vision_feature_layer
+    layers = model.model.vision_tower.encoder.layers
+    # hidden_states[0] is what enters layer 0, so the output of layer i is hidden_states[i + 1].
+    return layers[layer if layer < 0 else layer - 1].self_attn, _read_siglip
+
+
+def _read_siglip(model: Any, attention: Any, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    shape = (*hidden.shape[:-1], attention.num_heads, attention.head_dim)
+    queries, keys = (proj(hidden).view(shape).transpose(1, 2) for proj in (attention.q_proj, attention.k_proj))
+    received = torch.stack([attention_received(q, k, attention.scale) for q, k in zip(queries, keys, strict=True)])
+    both = torch.cat((received[..., None], keys.float().mean(1)), -1)
+    pooled = model.model.apply_pooling(both).flatten(0, 1)
+    return pooled[:, 0], pooled[:, 1:]
+
+
+def _read_qwen(model: Any, attention: Any, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    heads, n = attention.num_heads, hidden.shape[0]
+    queries, keys, _ = attention.qkv(hidden).view(n, 3, heads, -1).unbind(1)
+    turned = apply_rotary_pos_emb_vision(queries, keys, *kwargs["position_embeddings"])
+    lengths = kwargs["cu_seqlens"].diff().tolist()
+    frames = zip(*(torch.split(t.transpose(0, 1), lengths, 1) for t in turned), strict=True)
+    received = torch.cat([attention_received(q, k, attention.scaling) for q, k in frames])
+    group = model.config.vision_config.spatial_merge_size**2
+    keys = keys.float().mean(1)
+    return received.view(-1, group).mean(1), keys.view(n // group, group, -1).mean(1)
+
+
+def attention_received(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """Attention each of n tokens receives, [n] fp32: mean over heads and queries of softmax(q k^T scaling).
+
+    queries, keys : [heads, n, head_dim] of one frame. A head at a time, so that one n x n matrix exists at once.
+    """
+    total = torch.zeros(keys.shape[1], device=keys.device)
+    for q, k in zip(queries.float(), keys.float(), strict=True):
+        total += (q @ k.T * scaling).softmax(-1).mean(0)
+    return total / len(queries)

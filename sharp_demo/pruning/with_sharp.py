@@ -1,0 +1,158 @@
+"""ShaRP behind another method (its paper's Table 3): fewer tokens enter the LLM, and ShaRP chooses among those."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from sharp_demo.pruning.holitom import HoliTom
+from sharp_demo.pruning.method import REINDEX, Method, knob
+from sharp_demo.pruning.runtime import AttentionOverride, Prefill, Selection
+from sharp_demo.pruning.schedule import (
+    VISIONZIP_RATIO,
+    Schedule,
+    budget,
+    holitom_layer,
+    holitom_sharp_schedule,
+    visionzip_sharp_schedule,
+)
+from sharp_demo.pruning.sharp import ShaRP
+from sharp_demo.pruning.visionzip import VisionZip
+
+
+@dataclass(frozen=True)
+class BehindOther(ShaRP, ABC):
+    """ShaRP with all its options, on what another method leaves before the LLM.
+
+    ShaRP sees the reduced set only: frame means and segments are those of the tokens that entered (merged ones as
+    they are), and the black video has tokens at the same slots and positions. A frame that kept none continues the
+    one before it. The black rows are cached per set of slots: a second question about the same video finds them.
+    """
+
+    where = "both"
+    needs_vision = True
+
+    reindex_positions: bool = knob(True, REINDEX)
+
+    @abstractmethod
+    def outer(self) -> Method:
+        """What runs before the LLM."""
+
+    @abstractmethod
+    def inner(self) -> ShaRP:
+        """ShaRP as it runs on what that leaves."""
+
+    @property
+    def parts(self) -> tuple[Method, ...]:
+        return (*self.outer().parts, self.inner())
+
+    def _sharp(self, kind: type[ShaRP] = ShaRP, **changes: Any) -> ShaRP:
+        options = {option.name: getattr(self, option.name) for option in fields(ShaRP)}
+        return kind(**{**options, **changes})
+
+    # The parts have the hooks; those of ShaRP are not this method's own.
+
+    def attention(self, layer: int, prefill: Prefill) -> AttentionOverride | None:
+        return None
+
+    def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
+        return None
+
+    def after_prefill(self, prefill: Prefill) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class VisionZipShaRP(BehindOther):
+    """VisionZip before the LLM, ShaRP before layer 1 on what it left.
+
+    `retention` is the final share, ShaRP's; VisionZip keeps `outer_ratio` times that (20 % for 12.4 %, as in the
+    paper's Table 3), all where that would be more. Should VisionZip's rounding per frame leave fewer tokens than
+    ShaRP's budget, all of those are kept.
+    """
+
+    name = "visionzip+sharp"
+    title = "VisionZip + ShaRP"
+    summary = "VisionZip before the LLM, then ShaRP before layer 1 on what it left (20 and 12.4 % in the paper)."
+
+    outer_ratio: float = knob(
+        VISIONZIP_RATIO, "share that VisionZip leaves, over the final one; at most all are kept", low=1.0
+    )
+    dominant: int = knob(54, "VisionZip: how many of every 64 kept tokens are dominant", low=0, high=64)
+
+    def outer(self) -> VisionZip:
+        share = min(1.0, self.retention * self.outer_ratio)
+        return VisionZip(retention=share, dominant=self.dominant, reindex_positions=self.reindex_positions)
+
+    def inner(self) -> ShaRP:
+        return self._sharp()
+
+    def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
+        options = {"frames": frames, "layer": self.layer, "outer_ratio": self.outer_ratio}
+        return visionzip_sharp_schedule(self.retention, n, layers, options)
+
+
+class ShareOfReached(ShaRP):
+    """ShaRP whose `retention` is a share of the tokens that reach its layer."""
+
+    def registers(self, n: int, alive: int) -> int:
+        return budget(self.retention, alive)
+
+
+@dataclass(frozen=True)
+class HoliTomShaRP(BehindOther):
+    """HoliTom before the LLM, and ShaRP in the place of HoliTom's inner stage.
+
+    `retention` is the share after HoliTom's outer stage, as for HoliTom itself; ShaRP drops the `drop` share of
+    that before the same layer, 18 of 28. Readings, since the paper says no more than "we replace its inner-LLM
+    pruning stage": scores are those of the layer before, as in HoliTom (`score_layer`); SegM masks in that layer
+    only, which moves the states that RegD compares and not those scores; segments are cut on the tokens that enter
+    the LLM, where a static token belongs to the first frame of its segment.
+    """
+
+    name = "holitom+sharp"
+    title = "HoliTom + ShaRP"
+    summary = (
+        "HoliTom's outer stage before the LLM (the share is what it leaves); ShaRP halves that before layer 18 of 28."
+    )
+    adaptive = True
+
+    layer: int = knob(0, "ShaRP drops before this decoder layer; 0: 18 of 28, scaled", low=0)
+    score_layer: str = knob(
+        "first",
+        "scores of the layer about to run (lookahead), or (first) of the one that has run",
+        choices=("lookahead", "first"),
+    )
+    segm_layers: tuple[int, ...] = knob((), "layers in which SegM masks; empty: the one before the drop")
+    drop: float = knob(0.5, "share that ShaRP drops of what HoliTom left", low=0.0, high=0.99)
+    outer_tau: float = knob(0.8, "HoliTom: cosine to the next frame above which a patch is static", low=-1.0, high=1.0)
+    outer_beta: float = knob(0.6, "HoliTom: weight of a centre against the mean of its members", low=0.0, high=1.0)
+    seed: int = knob(0, "HoliTom: seed of the jitter that breaks ties of density", low=0, high=2**63 - 1)
+
+    def __post_init__(self) -> None:
+        Method.__post_init__(self)
+        if self.layer:  # else not known before the model is
+            self.inner()
+
+    def fitted(self, layers: int) -> HoliTomShaRP:
+        return replace(self, layer=self.layer or holitom_layer(layers))
+
+    def outer(self) -> HoliTom:
+        return HoliTom(
+            retention=self.retention,
+            tau=self.outer_tau,
+            beta=self.outer_beta,
+            drop=0.0,
+            seed=self.seed,
+            reindex_positions=self.reindex_positions,
+        )
+
+    def inner(self) -> ShaRP:
+        layer = self.layer or holitom_layer(28)
+        masked = self.segm_layers or (layer - 1,)
+        return self._sharp(ShareOfReached, retention=1 - self.drop, layer=layer, segm_layers=masked)
+
+    def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
+        options = {"frames": frames, "layer": self.layer, "drop": self.drop}
+        return holitom_sharp_schedule(self.retention, n, layers, options)
