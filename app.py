@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 
+from sharp_demo import logs
 from sharp_demo.engine import Engine
-from sharp_demo.settings import Settings
+from sharp_demo.errors import InputError
+from sharp_demo.settings import read_settings, use_own_upload_folder
 from sharp_demo.ui.page import build_ui, launch_options
+from sharp_demo.zerogpu import ZeroGPUEngine
 
 
 def main() -> None:
-    """Build engine and page, and serve until interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    settings = Settings()
-    build_ui(Engine(settings), settings).launch(**launch_options(settings))
+    """Build engine and page, and serve until interrupted; exit code 2 and one line for wrong settings."""
+    try:
+        settings = read_settings().for_serving()
+        use_own_upload_folder()
+        logs.set_up(settings.log)
+        engine = ZeroGPUEngine(settings) if settings.zero_gpu else Engine(settings)
+        page = build_ui(engine, engine.settings)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    page.launch(**launch_options(page, engine, engine.settings))
 
 
 if __name__ == "__main__":

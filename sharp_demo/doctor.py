@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sharp_demo.settings import HUB_MODELS, Settings
+from sharp_demo.settings import HUB_MODELS, Settings, unknown_variables
 
 PACKAGES = ("torch", "transformers", "gradio", "numpy", "plotly", "pydantic-settings", "safetensors", "accelerate")
 # PyAV also reads the headers of every file, so it is the one decoder that cannot be missed.
@@ -36,7 +37,7 @@ def examine(settings: Settings) -> list[Finding]:
     # What is missing would only fail again, less clearly, when it is imported.
     complete = can_run(versions)
     models = [*_placement(settings), *_models(settings)] if complete else []
-    return [*versions, *models, *_decoders(), *_disk(), *_limits(settings)]
+    return [*versions, *models, *_decoders(), *_disk(settings), *_server(settings), *_limits(settings)]
 
 
 def can_run(findings: list[Finding]) -> bool:
@@ -103,7 +104,7 @@ def _models(settings: Settings) -> Iterator[Finding]:
         yield Finding("models", "default", "fail", str(error))
 
 
-def _disk() -> Iterator[Finding]:
+def _disk(settings: Settings) -> Iterator[Finding]:
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free / 1e9
     yield Finding(
@@ -112,7 +113,62 @@ def _disk() -> Iterator[Finding]:
         "ok" if free >= MIN_FREE_GB else "warn",
         f"{free:.1f} GB in {folder}, where uploads and decoded frames go",
     )
+    wanted = (settings.upload_quota_mb + settings.min_free_mb) / 1e3
+    yield Finding(
+        "disk",
+        "uploads",
+        "ok" if free >= wanted else "warn",
+        f"at most {settings.upload_quota_mb / 1e3:g} GB are kept, {settings.min_free_mb / 1e3:g} GB stay free"
+        + (
+            ""
+            if free >= wanted
+            else f"; there is room for less: free {wanted - free:.1f} GB, or lower SHARP_UPLOAD_QUOTA_MB"
+        ),
+    )
     yield Finding("disk", "not needed", "ok", "ffmpeg and nvcc: the wheels bring their own libraries")
+
+
+def _server(settings: Settings) -> Iterator[Finding]:
+    address = f"{settings.host}:{settings.port}"
+    problem = _cannot_bind(settings.host, settings.port)
+    yield Finding(
+        "server",
+        "address",
+        "warn" if problem else "ok",
+        f"{address} cannot be used ({problem}): stop what uses it, or set SHARP_PORT or SHARP_HOST"
+        if problem
+        else address,
+    )
+    names, public = settings.host_names, settings.host not in ("127.0.0.1", "localhost", "::1")
+    if names is None:
+        yield Finding("server", "names", "ok", "answers to any name")
+    else:
+        given = ", ".join(sorted(names - {settings.host.lower()}))
+        yield Finding(
+            "server",
+            "names",
+            "warn" if public and not given else "ok",
+            f"answers to localhost, bare addresses{f' and {given}' if given else ''}"
+            + (
+                "; visitors who come by a name get 400: put it into SHARP_ALLOWED_HOSTS" if public and not given else ""
+            ),
+        )
+    yield Finding("server", "health", "ok", "GET /healthz: 200 while runs work, 503 when only a restart helps")
+    for name, similar in unknown_variables().items():
+        meant = f"did you mean {similar}?" if similar else "the settings are listed below"
+        yield Finding("server", name, "warn", f"is set, but no setting has this name; {meant}")
+
+
+def _cannot_bind(host: str, port: int) -> str:
+    """Return why the web server could not listen there, or an empty string."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return ""
 
 
 def _limits(settings: Settings) -> Iterator[Finding]:

@@ -14,11 +14,12 @@ import platform
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Generator, Hashable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 import transformers
@@ -30,15 +31,16 @@ from sharp_demo.backbones.features import VideoFeatures, black_features, encode_
 from sharp_demo.backbones.layout import VisualLayout, visual_layout
 from sharp_demo.backbones.load import Backbone, default_model, load
 from sharp_demo.backbones.processor import clean_question
+from sharp_demo.backbones.signals import signals_refusal
 from sharp_demo.cost import ModelShape, exact_tflops, flops_matched_retention, overhead_macs, paper_tflops
-from sharp_demo.errors import InputError, MethodError, UnsupportedError
+from sharp_demo.errors import DeviceLostError, DeviceMemoryError, InputError, MethodError, UnsupportedError
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.probe import AttentionProbe, attention_per_frame
 from sharp_demo.pruning.registry import make_method, method_class
 from sharp_demo.pruning.runtime import Role, Run
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.pruning.sharp.method import ShaRP
-from sharp_demo.pruning.sharp.segments import frame_means, segment_frames, token_bounds
+from sharp_demo.pruning.sharp.segments import frame_means, segment_frames
 from sharp_demo.pruning.stopwatch import Stopwatch
 from sharp_demo.records import (
     AttentionMaps,
@@ -66,8 +68,16 @@ log = logging.getLogger(__name__)
 V = TypeVar("V")
 
 # A prefill that is quick is timed again and the median counts: one measurement on a busy machine says little.
-MAX_TIMED_PREFILLS = 5
 TIMING_BUDGET_MS = 300.0
+
+NO_MEMORY = "The device ran out of memory, with half the frames too: choose fewer frames or a smaller model."
+DEVICE_LOST = "The accelerator failed and the server has to start anew; try again in a minute."
+
+
+class Stop(Protocol):
+    """What a run asks between two tokens: a thread's event, or one that a process shares with its parent."""
+
+    def is_set(self) -> bool: ...
 
 
 class Recent(Generic[V]):
@@ -99,6 +109,23 @@ class _Loaded:
     warmed_lengths: set[int] = field(default_factory=set)
 
 
+@dataclass
+class Condition:
+    """What an engine is doing, for health checks: written by the run that holds the model, read by anybody.
+
+    `heard` is when (`time.monotonic`) the last event of a run came; `error` the last message of a failed run;
+    `lost` says why the device cannot be used again before the process is started anew.
+    """
+
+    model: str = ""
+    state: Literal["not loaded", "loading", "ready"] = "not loaded"
+    running: bool = False
+    heard: float = 0.0
+    runs: int = 0
+    error: str = ""
+    lost: str = ""
+
+
 @dataclass(frozen=True)
 class _Shared:
     """What all methods of one run share."""
@@ -108,6 +135,7 @@ class _Shared:
     prompt: dict[str, Tensor]
     layout: Layout
     vision_ms: float
+    thin: int  # 1: all decoded frames; 2, 4: every second or fourth, because memory ran out
 
 
 class Engine:
@@ -126,6 +154,7 @@ class Engine:
         self._loaded: _Loaded | None = None
         self._clips: Recent[Clip] = Recent(2)
         self._stops: dict[str, threading.Event] = {}
+        self.condition = Condition()
 
     # -- what there is -------------------------------------------------------------------------------------------
 
@@ -138,6 +167,11 @@ class Engine:
     def default_model(self) -> str:
         return default_model(self.settings)
 
+    @property
+    def example_model(self) -> str | None:
+        """The model that the example clips are asked with; None: the one that is chosen."""
+        return None
+
     def probe(self, path: str) -> VideoInfo:
         """Check a video file without decoding it; raises VideoError."""
         return probe(path, self.settings)
@@ -149,15 +183,24 @@ class Engine:
             event.set()
         return event is not None
 
+    def forget(self) -> None:
+        """Drop the frames and features of recent videos, for a kiosk between two visitors."""
+        with self._lock:
+            self._clips = Recent(self._clips.capacity)
+            if self._loaded is not None:
+                self._loaded.features = Recent(self._loaded.features.capacity)
+
     # -- runs ----------------------------------------------------------------------------------------------------
 
     def stream(self, request: Request, run_id: str = "") -> Iterator[Event]:
         """Run a request and yield its events; the last one is `Done`.
 
         Raises InputError (before anything ran) for a bad request, an unusable video or a model that cannot be
-        loaded. A method that fails yields `MethodFailed` and the others go on.
+        loaded. A method that fails yields `MethodFailed` and the others go on; one that runs out of memory is tried
+        once more with half the frames. DeviceLostError: the device needs a new process.
         """
         methods = self._methods(request)
+        self._refuse_when_lost()
         stop = threading.Event()
         if run_id:
             self._stops[run_id] = stop
@@ -169,7 +212,7 @@ class Engine:
                         yield Done((), ())
                         return
             try:
-                yield from self._run(request, methods, stop)
+                yield from self._watched(self._run(request, methods, stop))
             finally:
                 self._lock.release()
         finally:
@@ -183,29 +226,47 @@ class Engine:
         """
         penalty = ShaRP().penalty if penalty is None else penalty
         self._check(request)
-        with self._lock:
-            loaded = self._load(request.model or self.default_model)
-            shared = self._share(request, loaded)
-            model = loaded.backbone.model
-            layers = loaded.shape.layers
-            black = black_video(loaded.backbone, shared)
-            raw, bias = (
-                attention_per_frame(probe_attention(model, shared.prompt, features), layers, shared.layout.frames)
-                for features in (shared.features, black)
-            )
-            visual = shared.features.features[: shared.layout.tokens]
-            frame = torch.arange(shared.layout.tokens, device=visual.device) // (
-                shared.layout.rows * shared.layout.cols
-            )
-            segments = segment_frames(frame_means(visual, frame, shared.layout.frames), ShaRP().tau_seg)
-            return AttentionMaps(
-                layout=shared.layout,
-                penalty=penalty,
-                raw=raw.tolist(),
-                bias=bias.tolist(),
-                debiased=(raw - penalty * bias).tolist(),
-                segments=[list(segment) for segment in segments],
-            )
+        self._refuse_when_lost()
+        with self._lock, self._typed_failures():
+            return self._attention(request, self._load(request.model or self.default_model), penalty)
+
+    # -- faults --------------------------------------------------------------------------------------------------
+
+    def _watched(self, events: Generator[Event, None, None]) -> Iterator[Event]:
+        """Pass on the events of the run that holds the model and keep `condition` up to date."""
+        condition = self.condition
+        condition.running, condition.heard = True, time.monotonic()
+        try:
+            with closing(events), self._typed_failures():
+                for event in events:
+                    condition.heard = time.monotonic()
+                    if isinstance(event, MethodFailed) and event.kind != "refused":
+                        condition.error = event.message
+                    yield event
+        finally:
+            condition.running = False
+            condition.runs += 1
+
+    @contextmanager
+    def _typed_failures(self) -> Iterator[None]:
+        """Turn what a device does when it has had enough into typed errors, and note it and any other fault."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:
+            self.condition.error = f"{type(error).__name__}; the log has the details"
+            if is_out_of_memory(error):
+                self.condition.error = NO_MEMORY
+                raise DeviceMemoryError(NO_MEMORY) from None  # its traceback would hold on to the tensors
+            if is_device_lost(error):
+                self.condition.error = self.condition.lost = DEVICE_LOST
+                raise DeviceLostError(DEVICE_LOST) from error
+            raise
+
+    def _refuse_when_lost(self) -> None:
+        if self.condition.lost:
+            raise DeviceLostError(self.condition.lost)
 
     # -- checks --------------------------------------------------------------------------------------------------
 
@@ -215,6 +276,7 @@ class Engine:
         for what, value, high in (
             ("frames", request.frames, limits.max_frames),
             ("max_new_tokens", request.max_new_tokens, limits.max_new_tokens),
+            ("prefills", request.prefills, 100),
         ):
             if value is not None and (not isinstance(value, int) or not 1 <= value <= high):
                 raise InputError(f"{what} is {value}; it must be between 1 and {high}, a whole number.")
@@ -234,12 +296,13 @@ class Engine:
             options = dict(spec.options)
             if any(option.name == "seed" for option in fields(method_class(spec.name))):
                 options.setdefault("seed", request.seed)
-            built.append((label, make_method(spec.name, request.retention, options)))
+            retention = request.retention if spec.retention is None else spec.retention
+            built.append((label, make_method(spec.name, retention, options)))
         return built
 
     # -- stages --------------------------------------------------------------------------------------------------
 
-    def _run(self, request: Request, methods: list[tuple[str, Method]], stop: threading.Event) -> Iterator[Event]:
+    def _run(self, request: Request, methods: list[tuple[str, Method]], stop: Stop) -> Generator[Event, None, None]:
         name = request.model or self.default_model
         if self._loaded is None or self._loaded.backbone.name != name:
             self.probe(request.video)  # nobody waits for a model to hear that the file is bad
@@ -249,10 +312,14 @@ class Engine:
         yield Progress("decode", "Reading the video")
         clip = self._decode(request, loaded)
         yield Decoded(clip.frames, clip.timestamps, vars(clip.info), clip.ms)
-        yield Progress("vision", "Encoding the frames")
-        cached = loaded.features.get(self._features_key(request, loaded)) is not None
-        shared = self._share(request, loaded)
-        yield Encoded(shared.layout, shared.layout.tokens, shared.vision_ms, cached)
+        yield from self._on_device(request, loaded, methods, stop)
+
+    def _on_device(
+        self, request: Request, loaded: _Loaded, methods: list[tuple[str, Method]], stop: Stop
+    ) -> Iterator[Event]:
+        """Everything of a run that computes on the model's device, after the video was decoded."""
+        signals = any(one.needs_vision and one.active for _, one in methods)
+        shared = yield from self._encode(request, loaded, signals)
 
         done: list[Result] = []
         failed: list[MethodFailed] = []
@@ -268,22 +335,66 @@ class Engine:
                 failed.append(last)
         yield Done(tuple(done), tuple(failed))
 
+    def _encode(self, request: Request, loaded: _Loaded, signals: bool) -> Generator[Event, None, _Shared]:
+        """Encode the frames; when they do not fit, every second of them. Returns what the methods share."""
+        for thin in (1, 2):
+            if thin > 1:
+                clip = thinned(self._decode(request, loaded), thin)
+                yield Decoded(clip.frames, clip.timestamps, vars(clip.info), clip.ms)
+            yield Progress("vision", "Encoding the frames")
+            cached = loaded.features.get(self._features_key(request, loaded, thin)) is not None
+            try:
+                shared = self._share(request, loaded, signals=signals, thin=thin)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                log.warning("the vision tower ran out of memory: %s", str(error))
+            else:
+                yield Encoded(shared.layout, shared.layout.tokens, shared.vision_ms, cached)
+                return shared
+            free_memory()
+        raise DeviceMemoryError(NO_MEMORY)
+
+    def _attention(self, request: Request, loaded: _Loaded, penalty: float) -> AttentionMaps:
+        shared = self._share(request, loaded)
+        model = loaded.backbone.model
+        black = black_video(loaded.backbone, shared)
+        raw, bias = (
+            attention_per_frame(
+                probe_attention(model, shared.prompt, features), loaded.shape.layers, shared.layout.frames
+            )
+            for features in (shared.features, black)
+        )
+        visual = shared.features.features[: shared.layout.tokens]
+        frame = torch.arange(shared.layout.tokens, device=visual.device) // (shared.layout.rows * shared.layout.cols)
+        segments = segment_frames(frame_means(visual, frame, shared.layout.frames), ShaRP().tau_seg)
+        return AttentionMaps(
+            layout=shared.layout,
+            penalty=penalty,
+            raw=raw.tolist(),
+            bias=bias.tolist(),
+            debiased=(raw - penalty * bias).tolist(),
+            segments=[list(segment) for segment in segments],
+        )
+
     def _load(self, name: str) -> _Loaded:
         if self._loaded is None or self._loaded.backbone.name != name:
             self._loaded = None  # make room before the next one comes
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            backbone = load(name, self.settings)
-            self._loaded = _Loaded(backbone, ModelShape.from_config(backbone.model.config.text_config))
-            warm_up(backbone)
+            free_memory()
+            self.condition.model, self.condition.state = name, "loading"
+            try:
+                backbone = load(name, self.settings)
+                warm_up(backbone)
+                self._loaded = _Loaded(backbone, ModelShape.from_config(backbone.model.config.text_config))
+            finally:
+                self.condition.state = "not loaded" if self._loaded is None else "ready"
         return self._loaded
 
     def _frames(self, request: Request, loaded: _Loaded) -> int:
         return request.frames or min(loaded.backbone.default_frames, self.settings.max_frames)
 
-    def _features_key(self, request: Request, loaded: _Loaded) -> Hashable:
-        return (file_digest(request.video), self._frames(request, loaded))
+    def _features_key(self, request: Request, loaded: _Loaded, thin: int = 1) -> Hashable:
+        return (file_digest(request.video), self._frames(request, loaded), thin)
 
     def _decode(self, request: Request, loaded: _Loaded) -> Clip:
         frames = self._frames(request, loaded)
@@ -295,40 +406,81 @@ class Engine:
             self._clips.put(key, clip)
         return clip
 
-    def _share(self, request: Request, loaded: _Loaded) -> _Shared:
-        """Decode and encode once; both are cached by the file's content and the number of frames."""
+    def _share(self, request: Request, loaded: _Loaded, *, signals: bool = False, thin: int = 1) -> _Shared:
+        """Decode and encode once; both are cached by the file's content and the number of frames.
+
+        `thin`: every how many-th of the decoded frames the model sees; more than 1 where memory is short.
+        `signals`: a method asks for the tower's attention. What reading it takes is not in `vision_ms`.
+        """
         backbone, model = loaded.backbone, loaded.backbone.model
-        clip = self._decode(request, loaded)
+        clip = thinned(self._decode(request, loaded), thin)
         grid = backbone.processor.video.grid(*clip.frames.shape[:3])
         prompt = backbone.processor.prompt(request.question, frames=len(clip.frames), grid=grid)
-        key = self._features_key(request, loaded)
+        key = self._features_key(request, loaded, thin)
         entry = loaded.features.get(key)
-        if entry is None:
+        signals = signals and signals_refusal(model) is None
+        if entry is None or (signals and entry[0].signals is None):
             watch = Stopwatch(model.device)
             with watch("vision"):
-                features = encode_video(model, backbone.processor.video.pixels(clip.frames))
-            entry = (features, watch.ms()["vision"])
+                features = encode_video(model, backbone.processor.video.pixels(clip.frames), signals=signals)
+            beside = features.signals.ms if features.signals is not None else 0.0
+            entry = (features, watch.ms()["vision"] - beside)
             loaded.features.put(key, entry)
         features, vision_ms = entry
         layout = layout_of(backbone, prompt).record(clip.timestamps)
-        return _Shared(clip, features, prompt, layout, vision_ms)
+        return _Shared(clip, features, prompt, layout, vision_ms, thin)
 
     def _run_method(
-        self, request: Request, loaded: _Loaded, shared: _Shared, label: str, method: Method, stop: threading.Event
+        self, request: Request, loaded: _Loaded, shared: _Shared, label: str, method: Method, stop: Stop
     ) -> Iterator[Event]:
+        """Run one method; when it runs out of memory, once more with half the frames, which its result then says."""
+        if (yield from self._attempt(request, loaded, shared, label, method, stop, shared.thin)):
+            return
+        free_memory()
+        if len(shared.clip.frames) > 1 and not stop.is_set():
+            yield Progress("retry", f"{label} ran out of memory; trying it again with half the frames")
+            if (yield from self._attempt(request, loaded, shared, label, method, stop, 2 * shared.thin)):
+                return
+            free_memory()
+        yield MethodFailed(label, "out_of_memory", self._memory_message(shared))
+
+    def _attempt(
+        self,
+        request: Request,
+        loaded: _Loaded,
+        shared: _Shared,
+        label: str,
+        method: Method,
+        stop: Stop,
+        thin: int,
+    ) -> Generator[Event, None, bool]:
+        """Run one method once, on every `thin`-th frame; return False when it ran out of memory."""
+        if self.condition.lost:
+            yield MethodFailed(label, "device_lost", DEVICE_LOST)
+            return True
         try:
-            method = self._matched(request, loaded, shared, method)
+            if thin != shared.thin:
+                signals = method.needs_vision and method.active
+                shared = self._share(request, loaded, signals=signals, thin=thin)
+            method = self._matched(request, loaded, shared, method).fitted(loaded.shape.layers)
             method.check(loaded.shape.layers)
+            if method.needs_vision and method.active and (refusal := signals_refusal(loaded.backbone.model)):
+                raise UnsupportedError(refusal)
             yield MethodStarted(label, method.name, config_of(method))
             yield from self._answer(request, loaded, shared, label, method, stop)
         except (InputError, UnsupportedError) as error:
             yield MethodFailed(label, "refused", str(error))
-        except torch.OutOfMemoryError:
-            log.exception("%s ran out of memory", label)
-            yield MethodFailed(label, "out_of_memory", self._memory_message(shared))
-        except Exception:
+        except Exception as error:
+            if is_out_of_memory(error):
+                log.warning("%s ran out of memory: %s", label, str(error))  # the error itself holds on to tensors
+                return False
             log.exception("%s failed", label)
-            yield MethodFailed(label, "internal", f"{label} failed for a reason that is our fault; the log has it.")
+            if is_device_lost(error):
+                self.condition.lost = DEVICE_LOST
+                yield MethodFailed(label, "device_lost", DEVICE_LOST)
+            else:
+                yield MethodFailed(label, "internal", f"{label} failed for a reason that is our fault; the log has it.")
+        return True
 
     @staticmethod
     def _memory_message(shared: _Shared) -> str:
@@ -341,16 +493,16 @@ class Engine:
     def _matched(self, request: Request, loaded: _Loaded, shared: _Shared, method: Method) -> Method:
         if request.match == "tokens" or not method.active:
             return method
-        layers, n = loaded.shape.layers, shared.layout.tokens
+        layers, n, frames = loaded.shape.layers, shared.layout.tokens, shared.layout.frames
 
         def per_layer(retention: float) -> list[int]:
-            return replace(method, retention=retention).visual_per_layer(layers, n)
+            return replace(method, retention=retention).visual_per_layer(layers, n, frames)
 
-        return replace(method, retention=flops_matched_retention(loaded.shape, n, request.retention, per_layer))
+        return replace(method, retention=flops_matched_retention(loaded.shape, n, method.retention, per_layer))
 
     @torch.inference_mode()
     def _answer(
-        self, request: Request, loaded: _Loaded, shared: _Shared, label: str, method: Method, stop: threading.Event
+        self, request: Request, loaded: _Loaded, shared: _Shared, label: str, method: Method, stop: Stop
     ) -> Iterator[Event]:
         backbone, model = loaded.backbone, loaded.backbone.model
         cuda = model.device.type == "cuda"
@@ -365,7 +517,7 @@ class Engine:
         status = "done"
         with method(model, backbone.processor, loaded.bias_cache) as run:
             timed: list[Timed] = []
-            while len(timed) < MAX_TIMED_PREFILLS and sum(one.ms for one in timed) < TIMING_BUDGET_MS:
+            while len(timed) < request.prefills and sum(one.ms for one in timed) < TIMING_BUDGET_MS:
                 watch = Stopwatch(model.device)
                 with watch("prefill"):
                     logits, cache, positions = prefill(model, inputs)
@@ -407,7 +559,7 @@ class Engine:
                     merged_into=merged_pairs(run),
                     scores={name: finite(values) for name, values in run.scores.items()},
                     segments=[list(segment) for segment in run.segments],
-                    latency_ms=latencies(shared, timed, decode_ms, steps),
+                    latency_ms=latencies(shared, method, timed, decode_ms, steps),
                     tflops=prefill_tflops(loaded.shape, method, run, length, timed[0].cold),
                     memory={"kv_bytes": kv_bytes, "peak_bytes": peak},
                     device=str(model.device),
@@ -416,12 +568,44 @@ class Engine:
                     seed=request.seed,
                     versions=versions(),
                     model=backbone.name,
-                    notes=[backbone.info.note] if backbone.info.note else [],
+                    notes=[*thin_notes(shared), *filter(None, [backbone.info.note])],
+                    trace={name: values.tolist() for name, values in run.trace.items()},
                 ),
             )
 
 
 # -- pieces, each a function of its arguments --------------------------------------------------------------------
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True when an allocation failed, on whatever device."""
+    said = str(error)
+    failed = isinstance(error, RuntimeError) and (
+        "CUDA error: out of memory" in said or "can't allocate memory" in said
+    )
+    return failed or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Return True for errors (failed assertions, bad addresses) after which CUDA fails until the process ends."""
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error) and not is_out_of_memory(error)
+
+
+def thinned(clip: Clip, thin: int) -> Clip:
+    """The clip with every `thin`-th of its frames."""
+    return clip if thin == 1 else replace(clip, frames=clip.frames[::thin], timestamps=clip.timestamps[::thin])
+
+
+def thin_notes(shared: _Shared) -> list[str]:
+    """What a result must say when the model did not see all frames."""
+    return [f"Memory ran out: this answer saw only {len(shared.clip.frames)} frames."] if shared.thin > 1 else []
+
+
+def free_memory() -> None:
+    """Return unused memory to the device. Call it outside of `except`, whose traceback holds on to tensors."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def prefill(model: Any, inputs: dict[str, Any]) -> tuple[Tensor, DynamicCache, Tensor]:
@@ -448,13 +632,18 @@ def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, col
     assert run.layout is not None
     n, prefix = len(run.layout), int(run.layout.index[0])
     text = length - n
-    options, achieved, extra = config_of(method), run.visual_per_layer, {}
-    if method.active:
-        extra = overhead_macs(method.name, shape, n, method.retention, text, prefix, options, achieved)
+    achieved = run.visual_per_layer
+    extra: dict[str, int] = {}
+    options: dict[str, Any] = {}  # of the part that masks segments, if there is one
+    for part in method.fitted(shape.layers).parts:
+        own = config_of(part)
+        if part.active:
+            extra |= overhead_macs(part.name, shape, n, part.retention, text, prefix, own, achieved)
+        if "segm_layers" in own:
+            options = own
     if not cold:
         extra.pop("bias_setup", None)
     masked = [layer for layer in options.get("segm_layers", ()) if options["segm"] and layer < options["layer"]]
-    bounds = token_bounds(run.layout.frame, run.segments) if masked and run.segments else []
     return {
         "paper": paper_tflops(shape, achieved),
         "exact": exact_tflops(
@@ -462,7 +651,7 @@ def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, col
             achieved,
             text,
             prefix_tokens=prefix,
-            segments=[b - a for a, b in bounds],
+            segments=run.segment_tokens,
             masked_layers=masked,
             prefix_visible=options.get("sys_visible", True),
             extra_macs=sum(extra.values()),
@@ -591,25 +780,29 @@ class Timed:
         return self.ms - self.stages.get("bias_setup", 0.0)
 
 
-def latencies(shared: _Shared, timed: list[Timed], decode_ms: float, steps: int) -> dict[str, Any]:
+def latencies(shared: _Shared, method: Method, timed: list[Timed], decode_ms: float, steps: int) -> dict[str, Any]:
     """Milliseconds of one method, as if it had run alone.
 
     `prefill` is the LLM's, with everything the method adds to it but without `bias_setup`, which a warm cache
     saves; `first_token` and `total` contain it. Of several timed prefills the (lower) median one counts, stages
-    and all; `prefill_runs` says how many there were. `decode_video` and `vision` were measured once for all methods.
+    and all; `prefill_runs` says how many there were. `decode_video` and `vision` were measured once for all methods;
+    `vision_scores`, reading the tower's attention, is paid by the methods that choose by it.
     """
     median = sorted(timed, key=lambda one: one.warm_ms)[(len(timed) - 1) // 2]
     setup, prefill_ms = timed[0].stages.get("bias_setup", 0.0), median.warm_ms
     inner = {name: ms for name, ms in median.stages.items() if name != "bias_setup"}
+    signals = shared.features.signals
+    reading = signals.ms if signals is not None and method.needs_vision and method.active else 0.0
     stages = {
         "decode_video": Stage(shared.clip.ms, shared=True),
         "vision": Stage(shared.vision_ms, shared=True),
+        **({"vision_scores": Stage(reading, shared=False)} if reading else {}),
         **({"bias_setup": Stage(setup, shared=False)} if setup else {}),
         **{name: Stage(ms, shared=False, part_of="prefill") for name, ms in inner.items()},
         "forward": Stage(prefill_ms - sum(inner.values()), shared=False, part_of="prefill"),
         "decode": Stage(decode_ms, shared=False),
     }
-    first_token = shared.clip.ms + shared.vision_ms + setup + prefill_ms
+    first_token = shared.clip.ms + shared.vision_ms + reading + setup + prefill_ms
     return {
         "decode_video": shared.clip.ms,
         "vision": shared.vision_ms,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import tempfile
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from sharp_demo.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,8 +23,14 @@ HUB_MODELS = (
     "Qwen/Qwen2-VL-2B-Instruct",
     "Qwen/Qwen2-VL-7B-Instruct",
 )
+ON_SPACE = "SPACE_ID"  # set by Hugging Face where the app runs as a Space
 # Without these a Python child process may not even start; everything else is withheld from it.
 _START_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "SYSTEMROOT")
+
+
+def default_host() -> str:
+    """Return this machine only, except inside a Hugging Face Space, whose proxy comes from outside the container."""
+    return "0.0.0.0" if ON_SPACE in os.environ else "127.0.0.1"
 
 
 class Settings(BaseSettings):
@@ -32,15 +42,35 @@ class Settings(BaseSettings):
     device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="where the model runs")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="weights and activations")
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field("auto", description="attention backend")
-    threads: int = Field(0, ge=0, description="torch CPU threads; 0 leaves torch's own choice")
+    threads: int = Field(0, ge=0, description="torch CPU threads; 0: torch's own choice, in the app all cores but one")
 
-    host: str = Field("127.0.0.1", description="address the web server binds to")
+    methods: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("vanilla", "fastv", "feather", "sharp"), min_length=1, description="methods chosen at first, comma-separated"
+    )
+
+    host: str = Field(default_factory=default_host, description="address the web server binds to; in a Space 0.0.0.0")
     port: int = Field(7860, ge=1, le=65535, description="port of the web server")
+    log: Literal["text", "json"] = Field("text", description="style of the server's log on stderr")
+    allowed_hosts: str = Field(
+        "", description="names this server answers to beside loopback and bare addresses, comma-separated; `*`: any"
+    )
+    frame_ancestors: str = Field(
+        "",
+        description="who may embed the page (CSP frame-ancestors); empty: itself, on a Space Hugging Face too",
+    )
+    proxies: int = Field(0, ge=0, description="own reverse proxies in front, whose X-Forwarded-For is believed")
+    requests_per_minute: int = Field(120, ge=0, description="uploads, runs and clicks of one client; 0: no limit")
     queue_size: int = Field(20, ge=1, description="requests that may wait; more are refused")
     webcam: bool = Field(True, description="offer the webcam beside file upload")
+    kiosk: bool = Field(False, description="booth: large type, stored results at once, examples loop when idle")
+    kiosk_upload: bool = Field(True, description="let visitors of a kiosk bring clips; 0: its examples only")
+    kiosk_idle_s: float = Field(90, gt=0, description="seconds without a visitor until a kiosk wipes and loops")
+    kiosk_loop_s: float = Field(15, gt=0, description="seconds that a looping kiosk shows each example")
     run_timeout_s: float = Field(600, gt=0, description="wall clock of one run in the app")
 
     max_upload_mb: float = Field(100, gt=0, description="size of a video file, 10^6 bytes")
+    upload_quota_mb: float = Field(2000, gt=0, description="all uploaded and made files together, 10^6 bytes")
+    min_free_mb: float = Field(500, ge=0, description="free disk below which uploads are refused, 10^6 bytes")
     max_duration_s: float = Field(120, gt=0, description="length of a video")
     max_side: int = Field(4096, ge=16, description="longest side of a video, pixels")
     max_pixels: int = Field(3840 * 2160, ge=256, description="pixels of one frame")
@@ -55,12 +85,76 @@ class Settings(BaseSettings):
 
     assets: Path = Field(ROOT / "assets", description="embedded models and example clips")
 
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+    @property
+    def zero_gpu(self) -> bool:
+        """Whether this is a Space on ZeroGPU hardware, by the variable that the `spaces` package itself goes by."""
+        return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+    @property
+    def uploads(self) -> bool:
+        """Whether visitors may bring clips of their own."""
+        return self.kiosk_upload or not self.kiosk
+
     @cached_property
     def embedded(self) -> dict[str, Path]:
         """Embedded model names and their folders, only those that are really there."""
         folders = {name: self.assets / "models" / name for name in EMBEDDED}
         return {name: folder for name, folder in folders.items() if (folder / "config.json").is_file()}
 
+    @property
+    def host_names(self) -> frozenset[str] | None:
+        """Names this server answers to, in lower case; None: any, as on a Space, which its provider names."""
+        names = {name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip()}
+        if "*" in names or (ON_SPACE in os.environ and not names):
+            return None
+        return frozenset({*names, self.host.lower()})
+
+    @property
+    def framing(self) -> str:
+        """Value of CSP frame-ancestors."""
+        space = "'self' https://huggingface.co https://*.hf.space" if ON_SPACE in os.environ else "'self'"
+        return " ".join(self.frame_ancestors.replace(";", " ").replace(",", " ").split()) or space
+
+    def for_serving(self) -> Settings:
+        """Return the settings of a web server: one core stays free for it where there is more than one."""
+        return self.model_copy(update={"threads": self.threads or max(1, usable_cores() - 1)})
+
     def child_environment(self) -> dict[str, str]:
         """Return the environment for a child process that handles untrusted data: only what it needs to start."""
         return {name: os.environ[name] for name in _START_VARIABLES if name in os.environ}
+
+
+def read_settings() -> Settings:
+    """Settings from the environment; InputError names the variable that cannot be read, and why."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = "_".join(("SHARP", *map(str, first["loc"]))).upper()
+        raise InputError(f"{variable} is {first['input']!r}: {first['msg']}") from None
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_own_upload_folder() -> None:
+    """Keep uploads apart from those of other Gradio apps, unless GRADIO_TEMP_DIR says where they go.
+
+    Gradio reads that variable while the page is built. Old files in the folder may be deleted when it is full.
+    """
+    owner = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / f"sharp-demo{owner}"))
+
+
+def unknown_variables() -> dict[str, str]:
+    """SHARP_* variables that name no setting, each with the setting it is most like, or an empty string."""
+    known = [f"SHARP_{name.upper()}" for name in Settings.model_fields]
+    unknown = [name for name in os.environ if name.startswith("SHARP_") and name not in known]
+    return {name: next(iter(difflib.get_close_matches(name, known, 1)), "") for name in sorted(unknown)}

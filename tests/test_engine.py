@@ -185,6 +185,44 @@ def test_video_is_decoded_and_encoded_once(
     assert counts == {"decode": 2, "encode_video": 2}
 
 
+def test_a_traced_run_tells_its_steps_and_changes_nothing(engine: Engine, request_for: Request) -> None:
+    specs = (MethodSpec("sharp", label="plain"), MethodSpec("sharp", {"trace": True}, "traced"))
+    found = results(engine.stream(replace(request_for, methods=specs, retention=0.25, prefills=1)))
+    plain, traced = found["plain"], found["traced"]
+    assert (traced.kept, traced.role, traced.answer, traced.scores) == (
+        plain.kept,
+        plain.role,
+        plain.answer,
+        plain.scores,
+    )
+    assert not plain.trace
+    trace = traced.trace
+    json.dumps(trace)
+    cuts = [frame + 1 for frame, cosine in enumerate(trace["cosines"]) if cosine < traced.config["tau_seg"]]
+    assert [first for first, _ in traced.segments] == [0, *cuts]
+    size = traced.layout.rows * traced.layout.cols
+    kept = {frame * size + token for frame, tokens in enumerate(traced.kept) for token in tokens}
+    absorbed = {register for register, _ in trace["absorbed"]}
+    assert (set(trace["registers"]) - absorbed) | {*trace["filled"], *trace["repaired"]} == kept
+
+
+def test_one_run_may_hold_a_method_at_several_retentions(engine: Engine, request_for: Request) -> None:
+    shares = (0.5, 0.25, 0.1)
+    specs = tuple(MethodSpec("sharp", {}, f"at {share}", share) for share in shares)
+    swept = results(engine.stream(replace(request_for, methods=specs, retention=0.9, prefills=1)))
+    for share in shares:
+        (alone,) = results(
+            engine.stream(replace(request_for, methods=(MethodSpec("sharp"),), retention=share))
+        ).values()
+        one = swept[f"at {share}"]
+        assert (one.kept, one.answer, one.config) == (alone.kept, alone.answer, alone.config)
+        assert one.latency_ms["prefill_runs"] == 1
+    with pytest.raises(MethodError, match="retention is 2"):
+        next(engine.stream(replace(request_for, methods=(MethodSpec("sharp", retention=2.0),))))
+    with pytest.raises(InputError, match="prefills is 0"):
+        next(engine.stream(replace(request_for, prefills=0)))
+
+
 def test_flops_matched_budgets_cost_what_fastv_costs(engine: Engine, request_for: Request) -> None:
     matched = results(engine.stream(replace(request_for, match="flops", retention=0.4)))
     shape = engine._loaded.shape
@@ -207,13 +245,18 @@ def test_flops_matched_budgets_cost_what_fastv_costs(engine: Engine, request_for
         ("sharp", {}),
         ("sharp", {"score_layer": "first", "layer": 2}),
         ("sharp", {"penalty": 0}),
+        ("holitom", {"tau": 1.0, "drop": 0.0}),  # nothing merges: token similarities are not counted
+        ("visionzip+sharp", {"dominant": 64}),
+        ("visionzip+sharp", {"dominant": 64, "score_layer": "first", "layer": 2}),
+        ("holitom+sharp", {"outer_tau": 1.0}),
+        ("holitom+sharp", {"outer_tau": 1.0, "score_layer": "lookahead", "layer": 2}),
     ],
 )
 def test_exact_flops_are_those_torch_counts(
     name: str, options: dict, tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Matrix products as counted by torch, attention as (query, key) pairs that the mask lets through."""
-    method = make_method(name, 0.3, {**options, **({"segm": False, "regd": False} if name == "sharp" else {})})
+    method = make_method(name, 0.3, {**options, **({"segm": False, "regd": False} if "sharp" in name else {})})
     prompt, cache, attention = Prompt(tiny), BiasCache(), 0
 
     def counted(query: torch.Tensor, key: torch.Tensor, *args, **kwargs) -> torch.Tensor:
