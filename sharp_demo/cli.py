@@ -25,11 +25,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sharp_demo.errors import InputError, MethodError
+from sharp_demo.pruning.schedule import PDROP_CUTS, SCHEDULES
 
 if TYPE_CHECKING:
     from sharp_demo.cost import ModelShape
     from sharp_demo.records import Decoded, Event, MethodFailed, MethodSpec, Result, Started
-    from sharp_demo.settings import Settings
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 bench = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Speed benchmarks.")
@@ -107,20 +107,6 @@ def method_specs(methods: str, settings: Iterable[str]) -> tuple[MethodSpec, ...
     return tuple(MethodSpec(name, options[name]) for name in names)
 
 
-def _settings() -> Settings:
-    from pydantic import ValidationError
-
-    from sharp_demo.settings import Settings
-
-    try:
-        return Settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(
-            f"SHARP_{'_'.join(map(str, first['loc'])).upper()} is {first['input']!r}: {first['msg']}"
-        ) from None
-
-
 def _check_output(path: Path | None) -> None:
     """Refuse an output path before the run that would be lost with it."""
     if path is None:
@@ -170,7 +156,9 @@ def compare(
     specs = method_specs(methods, set_ or ())
     for path in (json_, html):
         _check_output(path)
-    settings = _settings()
+    from sharp_demo.settings import read_settings
+
+    settings = read_settings()  # wrong ones are told before torch is loaded
     from transformers.utils import logging
 
     from sharp_demo.engine import Engine
@@ -283,8 +271,11 @@ def evaluate(
     ] = None,
     methods: Annotated[
         str,
-        typer.Option(help="all (methods, floors, oracles), ablation, or names with options: fastv,random:layer=1"),
-    ] = "all",
+        typer.Option(
+            help="core (the paper's comparison with floors and oracles), all (every method there is), ablation, or "
+            "names with options: fastv,random:layer=1"
+        ),
+    ] = "core",
     retention: Annotated[str, typer.Option(help="shares of visual tokens to keep, each in (0, 1]")] = (
         "0.25,0.2,0.15,0.1,0.05,0.02"
     ),
@@ -301,7 +292,9 @@ def evaluate(
     """Accuracy of methods, floors and oracles on synthetic clips, by retention, kind and place of the evidence."""
     for path in (json_, markdown):
         _check_output(path)
-    settings = _settings()
+    from sharp_demo.settings import read_settings
+
+    settings = read_settings()
     from transformers.utils import logging
 
     from sharp_demo.bench.command import run
@@ -366,7 +359,9 @@ def prefill(
     """Time prefills of vanilla and every method, interleaved, and compare with what exact FLOPs allow."""
     for path in (json_, markdown, svg, profile):
         _check_output(path)
-    settings = _settings()
+    from sharp_demo.settings import read_settings
+
+    settings = read_settings()
     from sharp_demo.bench.prefill_command import run
 
     run(
@@ -407,8 +402,9 @@ def doctor(
     from dataclasses import asdict
 
     from sharp_demo.doctor import can_run, examine
+    from sharp_demo.settings import read_settings
 
-    findings = examine(_settings())
+    findings = examine(read_settings())
     usable = can_run(findings)
     if json_:
         print(json.dumps({"can_run": usable, "findings": [asdict(finding) for finding in findings]}, indent=1))
@@ -431,6 +427,13 @@ FLOPS_OPTIONS = {
     "fastv": ("layer",),
     "feather": ("layer", "paper_mode"),
     "sharp": ("layer", "score_layer", "posc"),
+    "pdrop": ("decay", "cuts"),
+    "visionzip": ("frames",),
+    "framefusion": (),
+    **dict.fromkeys(("sharpv", "evs"), ()),
+    "holitom": ("frames", "inner_layer", "drop"),
+    "visionzip+sharp": ("frames", "layer", "outer_ratio", "score_layer", "posc"),
+    "holitom+sharp": ("frames", "layer", "drop", "score_layer", "posc"),
     **dict.fromkeys(("random", "uniform", "latest"), ("layer",)),
 }
 
@@ -441,7 +444,7 @@ def flops(
         str, typer.Option(help="llava-onevision-0.5b, llava-onevision-7b, qwen2-vl-2b or qwen2-vl-7b")
     ] = ("llava-onevision-7b"),
     tokens: Annotated[int, typer.Option(min=1, help="visual tokens of the video")] = 6272,
-    method: Annotated[str, typer.Option(help="vanilla, fastv, feather, sharp, random, uniform or latest")] = "sharp",
+    method: Annotated[str, typer.Option(help=f"one of {', '.join(SCHEDULES)}")] = "sharp",
     retention: Annotated[float, typer.Option(help="share of visual tokens to keep, in (0, 1]")] = 0.2,
     match: Annotated[
         Match, typer.Option(help="flops: the retention that costs what FastV (K=2) costs at the asked one")
@@ -457,14 +460,14 @@ def flops(
         _print_reference()
         return
     from sharp_demo.cost import SHAPES, paper_tflops
-    from sharp_demo.pruning.schedule import method_schedule, visual_per_layer
+    from sharp_demo.pruning.schedule import check_layer_mean, method_schedule, visual_per_layer
 
     if config not in SHAPES:
         raise InputError(f"no configuration named {config!r}; there are: {', '.join(SHAPES)}")
     if not 0 < retention <= 1:
         raise InputError(f"the retention is {retention:g}; it must be above 0 and at most 1")
     shape, options = SHAPES[config], dict(parse_option(text) for text in option or ())
-    _check_flops_options(method, options, shape.layers)
+    _check_flops_options(method, options, shape.layers, tokens)
 
     def counts(share: float) -> list[int]:
         return visual_per_layer(shape.layers, tokens, method_schedule(method, share, tokens, shape.layers, options))
@@ -473,25 +476,37 @@ def flops(
         from sharp_demo.cost import flops_matched_retention
 
         retention = flops_matched_retention(shape, tokens, retention, counts)
+    if method == "framefusion":
+        check_layer_mean(method, retention, shape.layers)
     per_layer = counts(retention)
     print(f"{paper_tflops(shape, per_layer):.3f} TFLOPs, paper convention (visual tokens only, one multiply-add = 1)")
-    _stdout().print(_cost_table(config, method, shape, per_layer, retention, text_tokens, options))
+    _stdout().print(_cost_table(config, method, shape, tokens, per_layer, retention, text_tokens, options))
 
 
-def _check_flops_options(method: str, options: dict[str, Any], layers: int) -> None:
+def _check_flops_options(method: str, options: dict[str, Any], layers: int, tokens: int) -> None:
     known = FLOPS_OPTIONS.get(method)
     if known is None:
         return  # the schedule says which methods there are
     if unknown := set(options) - set(known):
         instead = f"flops knows {', '.join(known)}" if known else "it has none"
         raise MethodError(f"option {min(unknown)} changes no cost of {method}; {instead}")
-    layer, first = options.get("layer", 1), int("layer" in known and method in ("fastv", "feather", "sharp"))
-    if type(layer) is not int or not first <= layer < layers:
-        raise MethodError(
-            f"layer is {layer!r}; this model has layers 0 to {layers - 1}, and {method} drops from {first} on"
-        )
+    for name in ("layer", "inner_layer"):
+        layer, first = options.get(name, 1), int(method in ("fastv", "feather", "sharp", "visionzip+sharp"))
+        if type(layer) is not int or not first <= layer < layers:
+            raise MethodError(
+                f"{name} is {layer!r}; this model has layers 0 to {layers - 1}, and {method} drops from {first} on"
+            )
     if options.get("score_layer", "lookahead") not in ("lookahead", "first"):
         raise MethodError(f"score_layer is {options['score_layer']!r}; it must be lookahead or first")
+    if options.get("cuts", "comparison") not in PDROP_CUTS:
+        raise MethodError(f"cuts is {options['cuts']!r}; it must be {' or '.join(PDROP_CUTS)}")
+    for name, low, high in (("decay", 0, 1), ("drop", 0, 0.99), ("outer_ratio", 1, 1000)):
+        value = options.get(name, low)
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise MethodError(f"{name} is {value!r}; it must be between {low} and {high}")
+    frames = options.get("frames", 1)
+    if type(frames) is not int or frames < 1 or tokens % frames:
+        raise MethodError(f"frames is {frames!r}; {tokens} visual tokens must be a whole number for each frame")
     for name in ("paper_mode", "posc"):
         if not isinstance(options.get(name, True), bool):
             raise MethodError(f"{name} is {options[name]!r}; it must be true or false")
@@ -513,6 +528,7 @@ def _cost_table(
     config: str,
     method: str,
     shape: ModelShape,
+    n: int,
     per_layer: list[int],
     retention: float,
     text_tokens: int,
@@ -520,7 +536,6 @@ def _cost_table(
 ) -> Table:
     from sharp_demo.cost import TERA, exact_tflops, kv_bytes, overhead_macs, paper_tflops
 
-    n = per_layer[0]
     full = [n] * shape.layers
     table = _table("", method, "vanilla", "vanilla / this", "this / vanilla", title=config)
 
@@ -559,23 +574,30 @@ def _runs(per_layer: list[int]) -> str:
 
 
 def _print_reference() -> None:
-    from sharp_demo.cost import PAPER_ROWS, SHAPES, paper_tflops
+    from sharp_demo.cost import PAPER_ROWS, SHAPES, paper_flops_matched, paper_tflops
     from sharp_demo.pruning.schedule import method_schedule, visual_per_layer
 
-    table = _table("table", "method", "kept", "printed", "ours", "difference", "rounds to the printed figure")
+    table = _table(
+        "table", "method", "kept", "printed", "ours", "difference", "rounds to the printed figure", "FLOPs-matched"
+    )
     for row in PAPER_ROWS:
         shape = SHAPES[row.config]
-        counts = visual_per_layer(shape.layers, row.tokens, method_schedule(row.method, row.retention, row.tokens))
-        ours, printed = paper_tflops(shape, counts), float(row.printed)
+        stages = method_schedule(row.method, row.retention, row.tokens, shape.layers)
+        ours, printed = paper_tflops(shape, visual_per_layer(shape.layers, row.tokens, stages)), float(row.printed)
         rounded = f"{ours:.{len(row.printed.partition('.')[2])}f}"
+        matched = paper_flops_matched(row)
         table.add_row(
             f"{row.table}  {row.config}",
             row.method,
-            f"{counts[-1]} = {row.retention:.1%}",
+            f"{stages[0][1] if stages else row.tokens} = {row.retention:.1%}",
             row.printed,
             f"{ours:.3f}",
             f"{ours / printed - 1:+.2%}",
             "yes" if rounded == row.printed else f"no, {rounded}",
+            "" if matched is None else f"{matched * row.tokens:.0f} = {matched:.2%}",
         )
-    table.caption = "printed: arXiv 2512.05385v1, Tables 1 and 2, TFLOPs of the visual tokens"
+    table.caption = (
+        "printed: arXiv 2512.05385v1, Tables 1 and 2, TFLOPs of the visual tokens; kept: after the first drop\n"
+        "FLOPs-matched: what costs as much as FastV's row of the same printed figure"
+    )
     _stdout().print(table)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -121,11 +122,38 @@ def test_flops_matches_fastv_on_demand(capsys: pytest.CaptureFixture) -> None:
     assert "27 x 1769" in capsys.readouterr().out
 
 
+def test_flops_of_a_budget_per_frame(capsys: pytest.CaptureFixture) -> None:
+    """Table 3: VisionZip at 12.8 % is 25 of 196 tokens in each of 32 frames and costs 4.3 T."""
+    assert main(["flops", "--method", "visionzip", "--retention", "0.128", "--option", "frames=32"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("4.321 TFLOPs")
+    assert "28 x 800" in out
+    (paper,) = (line.split() for line in out.splitlines() if line.strip().startswith("TFLOPs, paper"))
+    assert paper[2:] == ["4.321", "40.765", "9.43x", "10.6%"]  # vanilla has all tokens in its first layer too
+
+
+@pytest.mark.parametrize(
+    ("method", "retention", "tflops", "runs"),
+    [
+        ("visionzip+sharp", "0.124", 4.294, "1 x 1248, 27 x 778"),
+        ("holitom", "0.15", 4.268, "18 x 960, 10 x 480"),
+        ("holitom+sharp", "0.15", 4.268, "18 x 960, 10 x 480"),
+    ],
+)
+def test_flops_of_table_3(method: str, retention: str, tflops: float, runs: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["flops", "--method", method, "--retention", retention, "--option", "frames=32"]) == 0
+    out = capsys.readouterr().out
+    assert float(out.split()[0]) == tflops
+    assert runs in out
+    assert "40.765" in out  # vanilla has all tokens, although fewer enter this method's first layer
+
+
 def test_reference_names_the_cells_that_round_differently(capsys: pytest.CaptureFixture) -> None:
     assert main(["flops", "--reference"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum("yes" in line or "no, " in line for line in lines) == 20
-    assert sum("no, " in line for line in lines) == 7
+    assert sum("yes" in line or "no, " in line for line in lines) == 26
+    assert sum("no, " in line for line in lines) == 11
+    assert sum("= 29.89%" in line for line in lines) == 1
 
 
 @pytest.mark.parametrize(
@@ -134,7 +162,7 @@ def test_reference_names_the_cells_that_round_differently(capsys: pytest.Capture
         (["flops", "--retention", "1.5"], "above 0 and at most 1"),
         (["flops", "--retention", "0"], "above 0 and at most 1"),
         (["flops", "--config", "gpt"], "no configuration named 'gpt'; there are: llava-onevision-0.5b"),
-        (["flops", "--method", "gpt"], "no method named 'gpt'; there are: vanilla, fastv"),
+        (["flops", "--method", "gpt"], "no method named 'gpt'; the methods are vanilla, fastv"),
         (["flops", "--tokens", "0"], "--tokens"),
         (["flops", "--option", "layer=40"], "layer is 40; this model has layers 0 to 27"),
         (["flops", "--option", "layer=2.0"], "layer is 2.0"),
@@ -147,7 +175,16 @@ def test_reference_names_the_cells_that_round_differently(capsys: pytest.Capture
         (["flops", "--method", "vanilla", "--option", "layer=3"], "layer changes no cost of vanilla; it has none"),
         (["flops", "--option", "score_layer=last"], "must be lookahead or first"),
         (["flops", "--option", "posc=3"], "must be true or false"),
+        (["flops", "--method", "pdrop", "--option", "cuts=quarters"], "cuts is 'quarters'; it must be comparison or"),
+        (["flops", "--method", "pdrop", "--option", "decay=2"], "decay is 2; it must be between 0 and 1"),
+        (["flops", "--method", "framefusion", "--retention", "0.03"], "it must be above 1/28 = 0.0357"),
+        (["flops", "--method", "visionzip", "--option", "frames=5"], "frames is 5; 6272 visual tokens must be a whole"),
         (["flops", "--match", "flops", "--option", "layer=20"], "ask for a higher retention or match=tokens"),
+        (
+            ["flops", "--method", "holitom", "--option", "inner_layer=28"],
+            "inner_layer is 28; this model has",
+        ),
+        (["flops", "--method", "holitom", "--option", "drop=1"], "drop is 1; it must be between 0 and 0.99"),
         (["nonsense"], "nonsense"),
         (["flops", "--nonsense"], "--nonsense"),
     ],
@@ -403,3 +440,44 @@ def test_doctor_reports_a_device_that_is_not_there(tmp_path: Path, monkeypatch: 
     asked = Settings(device="mps", assets=tmp_path)
     finding = next(finding for finding in doctor.examine(asked) if finding.topic == "device")
     assert (finding.status, "mps" in finding.detail) == ("fail", True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("SHARP_PORT", "door", "SHARP_PORT is 'door'"),
+        ("SHARP_METHODS", "vanilla,gpt", "no method named 'gpt'; the methods are vanilla, fastv"),
+        ("SHARP_THREADS", "-1", "SHARP_THREADS is '-1'"),
+    ],
+)
+def test_wrong_settings_of_the_app_are_one_line(variable: str, value: str, message: str) -> None:
+    environment = {**os.environ, variable: value}
+    done = subprocess.run([sys.executable, "app.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in one_line(done.stderr)
+
+
+def test_doctor_tells_a_host_what_is_wrong_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_models", lambda settings: [])
+    monkeypatch.setattr(doctor, "DECODERS", {})
+    monkeypatch.setenv("SHARP_QEUE_SIZE", "5")
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        busy = Settings(port=other.getsockname()[1], upload_quota_mb=1e12)
+        findings = {finding.name: finding for finding in doctor.examine(busy)}
+    for name, advice in (
+        ("address", "SHARP_PORT"),
+        ("uploads", "SHARP_UPLOAD_QUOTA_MB"),
+        ("SHARP_QEUE_SIZE", "did you mean SHARP_QUEUE_SIZE?"),
+    ):
+        assert findings[name].status == "warn", name
+        assert advice in findings[name].detail
+    assert findings["names"].status == "ok"
+    assert doctor.can_run(list(findings.values()))
+    public = {finding.name: finding for finding in doctor._server(Settings(host="0.0.0.0", port=busy.port))}
+    assert (public["names"].status, public["address"].status) == ("warn", "ok")
+    assert "SHARP_ALLOWED_HOSTS" in public["names"].detail
+    named = doctor._server(Settings(host="0.0.0.0", port=busy.port, allowed_hosts="demo.example"))
+    assert [finding.status for finding in named if finding.name == "names"] == ["ok"]

@@ -21,12 +21,13 @@ from transformers.cache_utils import DynamicCache
 from sharp_demo.backbones.features import VideoFeatures, black_features, encode_video
 from sharp_demo.backbones.layout import VisualLayout, visual_layout
 from sharp_demo.backbones.load import Backbone
+from sharp_demo.backbones.signals import signals_refusal
 from sharp_demo.clips.records import Question
 from sharp_demo.engine import end_tokens, suppress_placeholders
 from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning.attention import Rotary
 from sharp_demo.pruning.method import Method
-from sharp_demo.pruning.runtime import AttentionOverride, Pass, Prefill, Run, Tools, run_layers
+from sharp_demo.pruning.runtime import AttentionOverride, Later, Pass, Prefill, Run, Tools, run_layers
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.pruning.vanilla import Vanilla
 
@@ -45,6 +46,15 @@ class _State:
     after: dict[Hashable, _State] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What a selection that never looks at the question made of the video's rows."""
+
+    cached: Cached
+    renumbered: tuple[tuple[int, int], ...]
+    run: Run
+
+
 class Film:
     """A video with its features, ready to be asked about.
 
@@ -57,9 +67,10 @@ class Film:
         video = backbone.processor.video
         self.backbone, self.bias_cache = backbone, bias_cache
         self.frames, self.grid = len(frames), video.grid(*frames.shape[:3])
-        self.features: VideoFeatures = encode_video(backbone.model, video.pixels(frames))
+        signals = signals_refusal(backbone.model) is None
+        self.features: VideoFeatures = encode_video(backbone.model, video.pixels(frames), signals=signals)
         self.start: _State | None = None  # the rows that precede the question
-        self.seen: dict[Method, tuple[Cached, Run]] = {}  # by selections that never look at the question
+        self.seen: dict[Method, _Seen] = {}
 
     def prompt(self, question: str) -> dict[str, Tensor]:
         """The prompt of a question about this film."""
@@ -104,17 +115,19 @@ class Asked:
         self.positions = rows.to(hidden.device)
         self.rotary: Rotary = self.lm.rotary_emb(hidden, self.positions)
         prefix = tuple(prompt["input_ids"][0].tolist())
-        self.tools = Tools(self.model, backbone.processor, film.bias_cache, prefix, positions)
+        signals = film.features.signals
+        self.tools = Tools(self.model, backbone.processor, film.bias_cache, prefix, positions, signals)
         self.ends = end_tokens(self.model, self.tokenizer)
         self._start = _State(hidden)
 
     @torch.inference_mode()
     def prefill(self, method: Method) -> tuple[Tensor, DynamicCache, Run]:
         """Run the prompt with a method; the next token's logits [vocab], the cache, and what was kept."""
+        method = method.fitted(len(self.lm.layers))
         method.check(len(self.lm.layers))
         if not method.active:
             method = Vanilla()
-        hidden, cache, run = self._rows(method, self._start, None) if method.question_aware else self._blind(method)
+        hidden, cache, run = self._blind(method) if _is_blind(method) else self._rows(method, self._start, None)
         return self._logits(hidden[:, -1:])[0], cache, run
 
     def is_right(self, method: Method, question: Question) -> tuple[bool, Run]:
@@ -154,19 +167,21 @@ class Asked:
             if self.film.start is None:
                 self.film.start = _State(self._start.hidden[:, :end])
             _, cache, run = self._rows(method, self.film.start, end)
-            self.film.seen[method] = tuple((layer.keys, layer.values) for layer in cache.layers), run
-        cached, run = self.film.seen[method]
+            kept = tuple((layer.keys, layer.values) for layer in cache.layers)
+            self.film.seen[method] = _Seen(kept, cache.renumbered, run)
+        seen = self.film.seen[method]
         cache, state = DynamicCache(config=self.lm.config), self._start
+        cache.renumbered = seen.renumbered
         # The first layers on everything are shared with the other methods, unless those are all there are.
         first = self._shared_layers(method) % len(layers)
         for layer in range(first):
             state = self._step(state, layer, None, slice(None))
             cache.update(state.keys, state.values, layer)
         for layer in range(first, len(layers)):
-            cache.update(*cached[layer], layer)
-        question = Pass(state.hidden[:, end:], _cut(self.rotary, slice(end, None)))
+            cache.update(*seen.cached[layer], layer)
+        question = Later(self.lm, state.hidden[:, end:], self.positions[..., end:], seen.renumbered)
         run_layers(layers[first:], question, cache, self.lm.config, first=first)
-        return question.hidden, cache, run
+        return question.hidden, cache, seen.run
 
     def _rows(self, method: Method, state: _State, end: int | None) -> tuple[Tensor, DynamicCache, Run]:
         """The prompt's rows up to `end`, whose embeddings are `state`, with a method."""
@@ -182,7 +197,8 @@ class Asked:
             cache.update(state.keys, state.values, layer)
             rows.hidden = state.hidden
         run_layers(self.lm.layers[shared:], rows, cache, self.lm.config, first=shared)
-        method.after_prefill(rows)
+        rows.finish()
+        cache.renumbered = tuple(rows.renumbered)
         return rows.hidden, cache, run
 
     def _begin(self, method: Method) -> tuple[Run, DynamicCache]:
@@ -192,7 +208,7 @@ class Asked:
 
     def _shared_layers(self, method: Method) -> int:
         """Layers that run on every visual token, so that their states can be shared."""
-        if type(method).after_attention is not Method.after_attention:
+        if _overrides(method, "after_attention"):
             return 0  # it may drop inside a layer
         layers = len(self.lm.layers)
         return min((layer for layer, _ in method.schedule(layers, len(self.layout))), default=layers)
@@ -212,7 +228,7 @@ class Asked:
         ids = torch.tensor([list(tokens)], device=self.model.device)
         offsets = torch.arange(1 + step, 1 + step + len(tokens), device=self.model.device)
         hidden = self.lm.embed_tokens(ids)
-        rows = Pass(hidden, self.lm.rotary_emb(hidden, self.positions[..., -1:] + offsets))
+        rows = Later(self.lm, hidden, self.positions[..., -1:] + offsets, cache.renumbered)
         run_layers(self.lm.layers, rows, cache, self.lm.config)
         return self._logits(rows.hidden)
 
@@ -220,6 +236,16 @@ class Asked:
         """Next-token logits [m, vocab] of the last layer's rows [1, m, d]."""
         logits: Any = self.model.lm_head(self.lm.norm(hidden))[0]
         return suppress_placeholders(self.model, logits.T).T
+
+
+def _overrides(method: Method, hook: str) -> bool:
+    """Whether any part of a method has a hook of its own."""
+    return any(getattr(type(part), hook) is not getattr(Method, hook) for part in method.parts)
+
+
+def _is_blind(method: Method) -> bool:
+    """Whether the video's rows can be run without the question; what trims the cache must see all rows first."""
+    return not any(part.question_aware for part in method.parts) and not _overrides(method, "after_prefill")
 
 
 def _key(override: AttentionOverride | None) -> Hashable:

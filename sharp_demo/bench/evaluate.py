@@ -102,6 +102,7 @@ class Tally:
     right: list[bool] = field(default_factory=list)
     evidence_kept: list[float] = field(default_factory=list)  # share of the evidence tokens; NaN where none is named
     thirds: list[list[float]] = field(default_factory=list)  # share of the kept tokens in each third of the clip
+    visual: list[list[int]] = field(default_factory=list)  # visual tokens that entered each layer
 
 
 Runs = dict[tuple[str, tuple[int, ...]], Row]
@@ -148,32 +149,43 @@ def shipped_kinds(folder: Path) -> tuple[str, ...]:
 
 
 def lay_out(backbone: Backbone, clip: SyntheticClip, plan: Plan) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Every row of the results, and the (variant, retention) pairs that no FLOPs-matched retention reaches."""
+    """Every row of the results, and the (variant, retention) pairs that a method refuses: too low for it, or too dear.
+
+    Each row runs once on `clip`, since some methods refuse only when they see the video's frames.
+    """
     film = Film(backbone, clip.frames, BiasCache())
-    n = len(Asked(film, clip.questions[0].text).layout)
+    asked_first = Asked(film, clip.questions[0].text)
+    n, frames = len(asked_first.layout), asked_first.layout.frames
     shape = ModelShape.from_config(backbone.model.config.text_config)
     rows: list[Row] = []
     unreachable: list[dict[str, Any]] = []
     for match in plan.matches:
         for variant in plan.variants:
+            variant.build(0.99).fitted(shape.layers).check(shape.layers)  # an option this model cannot have
             for asked in plan.retentions if variant.group != "reference" else (1.0,):
                 try:
-                    method = matched(variant.build(asked), match, shape, n)
+                    method = matched(variant.build(asked).fitted(shape.layers), match, shape, n, frames)
+                    asked_first.prefill(method)  # checks it too
                 except MethodError as error:
                     unreachable.append({"method": variant.name, "retention": asked, "match": match, "why": str(error)})
                     continue
-                method.check(shape.layers)
-                rows.append(Row(variant, asked, match, method, tuple(method.visual_per_layer(shape.layers, n))))
+                counts = tuple(method.visual_per_layer(shape.layers, n, frames))
+                rows.append(Row(variant, asked, match, method, counts))
     return rows, unreachable
 
 
-def matched(method: Method, match: str, shape: ModelShape, n: int) -> Method:
+def visual_tokens(backbone: Backbone, clip: SyntheticClip) -> int:
+    """Visual tokens of a clip; all clips of a plan have as many."""
+    return len(Asked(Film(backbone, clip.frames, BiasCache()), clip.questions[0].text).layout)
+
+
+def matched(method: Method, match: str, shape: ModelShape, n: int, frames: int) -> Method:
     """The method at the retention asked for, or at the one that costs what FastV (K=2) costs there."""
     if match == "tokens" or not method.active:
         return method
 
     def per_layer(retention: float) -> list[int]:
-        return replace(method, retention=retention).visual_per_layer(shape.layers, n)
+        return replace(method, retention=retention).visual_per_layer(shape.layers, n, frames)
 
     return replace(method, retention=flops_matched_retention(shape, n, method.retention, per_layer))
 
@@ -243,6 +255,7 @@ def _ask(asked: Asked, subject: Subject, row: Row, tally: Tally) -> None:
     third = kept // (layout.rows * layout.cols) * 3 // layout.frames
     tally.right.append(right)
     tally.evidence_kept.append(float(np.isin(evidence, kept).mean()) if evidence else float("nan"))
+    tally.visual.append(list(run.visual_per_layer))
     tally.thirds.append((np.bincount(third, minlength=3) / len(kept)).tolist())
 
 
@@ -273,17 +286,21 @@ def document(
     backbone: Backbone, plan: Plan, clips: Sequence[SyntheticClip], rows: Sequence[Row],
     unreachable: list[dict[str, Any]], tallies: Tallies,
 ) -> dict[str, Any]:  # fmt: skip
-    """The JSON document: `results` has one entry per variant, retention and match."""
+    """The JSON document: `results` has one entry per variant, retention and match.
+
+    `kept` and `tflops_ratio` are what was achieved, as means over the questions: some methods' counts depend on
+    the clip.
+    """
     asked = [(clip, question) for clip in clips for question in clip.questions]
     bootstrap = ClipBootstrap(np.array([clip.seed for clip, _ in asked]), seed=plan.seed)
     kinds = np.array([question.kind for _, question in asked])
     positions = np.array([question.position for _, question in asked])
-    shape = ModelShape.from_config(backbone.model.config.text_config)
+    shape, n = ModelShape.from_config(backbone.model.config.text_config), visual_tokens(backbone, clips[0])
     results = []
     for row in rows:
         tally = tallies[row.run]
-        right, n = np.array(tally.right, float), max(row.visual_per_layer)
-        full = [n] * shape.layers
+        right, kept = np.array(tally.right, float), [layers[-1] for layers in tally.visual]
+        costs = [paper_tflops(shape, layers) for layers in tally.visual]
         results.append(
             {
                 "model": backbone.name,
@@ -293,9 +310,9 @@ def document(
                 "options": dict(row.variant.options),
                 "retention": row.asked,
                 "match": row.match,
-                "kept": row.visual_per_layer[-1],
-                "kept_share": _rounded(row.visual_per_layer[-1] / n),
-                "tflops_ratio": _rounded(paper_tflops(shape, row.visual_per_layer) / paper_tflops(shape, full)),
+                "kept": round(float(np.mean(kept))),
+                "kept_share": _rounded(np.mean(kept) / n),
+                "tflops_ratio": _rounded(np.mean(costs) / paper_tflops(shape, [n] * shape.layers)),
                 "n": len(right),
                 "accuracy": _rounded(right.mean()),
                 "ci95": [_rounded(bound) for bound in bootstrap.mean_interval(right)],

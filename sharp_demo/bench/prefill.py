@@ -41,6 +41,7 @@ TABLE_4 = {
     "fil": ("fill",),
     "gather": ("gather",),
 }
+_IN_TABLE_4 = {stage for names in TABLE_4.values() for stage in names}
 CONTAINS = {
     "prefill": "language model only, from embeddings to the first token's id; bias warm; video features are given",
     "CPU time": "processor time of the same prefills, one thread: what others on the machine take is not in it",
@@ -49,6 +50,7 @@ CONTAINS = {
     "dedpl": "RegD step 2",
     "fil": "RegD step 3 and the repair of the budget",
     "gather": "taking the surviving rows, positions and rotations",
+    "other": "what methods outside that table do beside: merging, cutting into segments, trimming the cache",
     "forward": "prefill without the stages: decoder layers, segment-masked attention, final norm, one row of logits",
     "bias_cold": "what the first prompt with this layout pays on top: the black video through the layers before it",
     "decode": "one further token, greedy, on the pruned cache; median",
@@ -67,9 +69,9 @@ class Case:
     content: Content
     attention: str
 
-    def make(self) -> Method | None:
-        """The method; None for the plain model."""
-        return None if self.method == PLAIN else make_method(self.method, self.retention)
+    def make(self, layers: int) -> Method | None:
+        """The method on a model of so many decoder layers; None for the plain model."""
+        return None if self.method == PLAIN else make_method(self.method, self.retention).fitted(layers)
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,8 @@ class Bench:
     @torch.inference_mode()
     def measure(self, case: Case, bias_cache: BiasCache | None = None) -> Sample:
         """One prefill and a few decoded tokens."""
-        model, prompt, method = self.subject.model, self.prompts[case.content], case.make()
+        model, prompt = self.subject.model, self.prompts[case.content]
+        method = case.make(self.subject.shape.layers)
         self._use(case.attention)
         cache_of_bias = self.bias_cache if bias_cache is None else bias_cache
         context = nullcontext(None) if method is None else method(model, self.subject.processor, cache_of_bias)
@@ -267,7 +270,7 @@ def measure_prefill(
     bench = Bench(subject, plan)
     cases = plan.cases(tuple(reasons))
     for case in cases:
-        method = case.make()
+        method = case.make(subject.shape.layers)
         if method is not None:
             method.check(subject.shape.layers)
     vision = bench.vision_ms()
@@ -349,6 +352,7 @@ def _result(
         "stages_ms": stages,
         "table_4": {
             **{column: sum(stages.get(name, 0.0) for name in names) for column, names in TABLE_4.items()},
+            "other": sum(ms for name, ms in stages.items() if name not in _IN_TABLE_4),
             "forward": float(np.median([s.warm_ms - s.beside_ms for s in mine])),
             "total": timed["median"],
         },
@@ -387,7 +391,7 @@ def _flops(subject: Subject, prompt: Prompt, case: Case, run: Run | None) -> dic
     """Exact TFLOPs by token counts and as executed, and vanilla's divided by each."""
     shape, n = subject.shape, len(prompt.layout)
     full = exact_tflops(shape, [n] * shape.layers, prompt.text_tokens)
-    method = case.make()
+    method = case.make(shape.layers)
     if run is None or method is None:
         return {"tflops": full, "ratio": 1.0, "executed_tflops": full, "executed_ratio": 1.0}
     counts = exact_tflops(shape, run.visual_per_layer, prompt.text_tokens)

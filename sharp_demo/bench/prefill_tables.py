@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sharp_demo.bench.content import Content
-from sharp_demo.bench.prefill import PLAIN, TABLE_4
+from sharp_demo.bench.prefill import PLAIN
 from sharp_demo.bench.tables import table
 from sharp_demo.bench.timing import Ratio, paired_ratio
 from sharp_demo.pruning.registry import method_class
@@ -15,7 +15,14 @@ from sharp_demo.pruning.registry import method_class
 Document = dict[str, Any]
 Result = dict[str, Any]
 
-STAGE_TITLES = {"attn": "Attn.", "fltr": "Fltr.", "dedpl": "Dedpl.", "fil": "Fil.", "gather": "gather"}
+STAGE_TITLES = {
+    "attn": "Attn.",
+    "fltr": "Fltr.",
+    "dedpl": "Dedpl.",
+    "fil": "Fil.",
+    "gather": "gather",
+    "other": "other",
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ def stages(document: Document) -> Section:
         rows.append(
             [
                 label(result, document),
-                *(milliseconds(columns[name]) if result["stages_ms"] else "" for name in TABLE_4),
+                *(milliseconds(columns[name]) if result["stages_ms"] else "" for name in STAGE_TITLES),
                 milliseconds(columns["forward"]),
                 milliseconds(columns["total"]),
                 f"{result['beside_forward']['share_of_vanilla']:.2%}" if result["stages_ms"] else "",

@@ -20,7 +20,7 @@ from sharp_demo.bench.evaluate import Plan, evaluate, setup_of, usable_jobs
 from sharp_demo.bench.phenomena import markdown as phenomena_markdown
 from sharp_demo.bench.phenomena import phenomena
 from sharp_demo.bench.tables import about, accuracy_table, differences_to, markdown
-from sharp_demo.bench.variants import ABLATION, ALL, parse_variants
+from sharp_demo.bench.variants import ABLATION, CORE, every_method, parse_variants
 from sharp_demo.errors import InputError
 from sharp_demo.settings import ROOT, Settings
 
@@ -98,7 +98,17 @@ def _evaluation(chosen: argparse.Namespace) -> tuple[Plan, Make]:
         document = evaluate(backbone.name, settings, plan, jobs=jobs, progress=Reporter(backbone.name))
         return to_json([document]), markdown(document, TITLE.format(Path(backbone.name).name))
 
-    return Plan(ALL, questions=chosen.questions, seed=chosen.seed), make
+    return Plan(CORE, questions=chosen.questions, seed=chosen.seed), make
+
+
+def _systems(chosen: argparse.Namespace) -> tuple[Plan, Make]:
+    def make(backbone: Backbone, settings: Settings, plan: Plan, jobs: int) -> Made:
+        document = evaluate(backbone.name, settings, plan, jobs=jobs, progress=Reporter(f"{backbone.name}, systems"))
+        title = f"Every method on {Path(backbone.name).name}, at equal FLOPs"
+        versus = differences_to(document, "flops", "sharp")
+        return to_json([document]), f"{markdown(document, title)}\n## Difference to ShaRP\n\n{versus}\n"
+
+    return Plan(every_method(), (0.25, 0.2, 0.15, 0.1, 0.05), ("flops",), chosen.questions, chosen.seed), make
 
 
 def _ablation(chosen: argparse.Namespace) -> tuple[Plan, Make]:
@@ -123,6 +133,7 @@ def _phenomena(chosen: argparse.Namespace) -> tuple[Plan, Make]:
 
 PARTS: dict[str, Callable[[argparse.Namespace], tuple[Plan, Make]]] = {
     "evaluate": _evaluation,
+    "systems": _systems,
     "ablation": _ablation,
     "phenomena": _phenomena,
 }

@@ -18,6 +18,7 @@ from sharp_demo.backbones.load import Placement, choose_placement, load
 from sharp_demo.backbones.positions import released_positions
 from sharp_demo.backbones.processor import TOKENS_PER_FRAME, VIDEO_TYPE, Processor, VideoPreprocessor
 from sharp_demo.backbones.published import published
+from sharp_demo.backbones.signals import VisionSignals
 from sharp_demo.bench.content import Content, clip_like
 from sharp_demo.cost import ModelShape
 from sharp_demo.errors import InputError
@@ -198,5 +199,8 @@ def make_prompt(subject: Subject, frames: int, content: Content, text_tokens: in
     rows = clip_like(content, layout.frames, layout.rows * layout.cols, subject.shape.hidden, seed)
     rows = torch.cat((rows, torch.randn(family.newlines, rows.shape[1], generator=generator)))
     features: Tensor = rows.to(model.device, model.dtype)
-    inputs = model_inputs(tokens, VideoFeatures(features, tokens.get("video_grid_thw"), layout.frames))
+    # What methods that read the vision tower choose by costs the same whatever its values are.
+    received = torch.rand(len(layout), generator=generator).to(model.device)
+    signals = VisionSignals(received, features[: len(layout), : subject.shape.head_dim].float())
+    inputs = model_inputs(tokens, VideoFeatures(features, tokens.get("video_grid_thw"), layout.frames, signals))
     return Prompt(inputs, layout, text_tokens)

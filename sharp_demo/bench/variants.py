@@ -87,16 +87,16 @@ def things_in(clip: SyntheticClip) -> tuple[Cell, ...]:
 
 
 def parse_variants(text: str) -> tuple[Variant, ...]:
-    """Read "vanilla,fastv:layer=1,sharp:segm=false:regd=false", or the name of a set ("all", "ablation").
+    """Read "vanilla,fastv:layer=1,sharp:segm=false:regd=false", or the name of a set ("core", "all", "ablation").
 
     Raises MethodError for an unknown method, an unreadable or wrong option, or a variant named twice.
     """
     variants: list[Variant] = []
     for word in (word.strip() for word in text.split(",") if word.strip()):
-        variants += SETS[word] if word in SETS else [_parse(word)]
+        variants += sets()[word] if word in sets() else [_parse(word)]
     names = [variant.name for variant in variants]
     if not names:
-        raise MethodError(f"no method was named; there are {', '.join((*SETS, *list_methods(), *ORACLES))}")
+        raise MethodError(f"no method was named; there are {', '.join((*sets(), *list_methods(), *ORACLES))}")
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise MethodError(f"{min(repeated)} is named twice in --methods {text}")
@@ -109,7 +109,7 @@ def _parse(word: str) -> Variant:
     method, *parts = word.split(":")
     if method not in (*list_methods(), *ORACLES):
         raise MethodError(
-            f"there is no method named {method!r}; there are {', '.join((*SETS, *list_methods(), *ORACLES))}"
+            f"there is no method named {method!r}; there are {', '.join((*sets(), *list_methods(), *ORACLES))}"
         )
     options: dict[str, Any] = {}
     for part in parts:
@@ -127,7 +127,11 @@ def variant(method: str, label: str = "", **options: Any) -> Variant:
     """A variant named after its method and options; a label made of them unless one is given."""
     cls = ORACLES.get(method) or method_class(method)
     name = ":".join([method, *(f"{key}={json.dumps(value).strip(chr(34))}" for key, value in options.items())])
-    cut = next((f"K={options.get('layer', option.default)}" for option in fields(cls) if option.name == "layer"), "")
+    # A default of 0 means that the layer depends on the model's depth.
+    layer = next(
+        (options.get("layer", option.default or None) for option in fields(cls) if option.name == "layer"), None
+    )
+    cut = "" if layer is None else f"K={layer}"
     rest = [f"{key}={value}" for key, value in options.items() if key != "layer"]
     return Variant(name, method, options, label or ", ".join(filter(None, [cls.title, *rest, cut])))
 
@@ -137,7 +141,7 @@ def _modules(label: str, segm: bool, posc: bool, regd: bool) -> Variant:
 
 
 # Of each selection that can drop before layer 1 as ShaRP does, both cuts: before layer 1 and before layer 2.
-ALL = (
+CORE = (
     variant("vanilla"),
     *(variant(name) for name in ("fastv", "feather", "sharp", *FLOORS, *ORACLES)),
     *(variant(name, layer=1) for name in ("fastv", *FLOORS, *ORACLES)),
@@ -160,4 +164,13 @@ ABLATION = (
     variant("sharp", "All, dedup_absorb=drop", dedup_absorb="drop"),
     variant("random", layer=1),
 )
-SETS: dict[str, Sequence[Variant]] = {"all": ALL, "ablation": ABLATION}
+
+
+def every_method() -> tuple[Variant, ...]:
+    """Every registered method as it is by default."""
+    return tuple(variant(name) for name in list_methods())
+
+
+def sets() -> dict[str, Sequence[Variant]]:
+    """Named sets: "core" is the paper's main comparison with floors and oracles, "all" every registered method."""
+    return {"core": CORE, "ablation": ABLATION, "all": every_method()}

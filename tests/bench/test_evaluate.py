@@ -120,6 +120,7 @@ class Script:
                 right=[verdicts(row, clip, i) for clip in range(4) for i in range(3)],
                 evidence_kept=[float("nan")] * 12,
                 thirds=[[0.5, 0.25, 0.25]] * 12,
+                visual=[list(row.visual_per_layer)] * 12,
             )
             for row in self.rows
         }
@@ -178,6 +179,14 @@ def test_what_no_equal_cost_reaches_is_said(backbone: Backbone) -> None:
     assert [row.match for row in made[0]] == ["tokens", "tokens", "flops"]
     assert [(gap["method"], gap["retention"], gap["match"]) for gap in made[1]] == [("random:layer=3", 0.05, "flops")]
     assert "cannot cost as little" in made[1][0]["why"]
+
+
+def test_a_retention_that_a_method_refuses_is_a_gap_and_no_failure(backbone: Backbone) -> None:
+    few = plan(variants=parse_variants("vanilla,evs"), retentions=(0.5, 0.01), matches=("tokens",))
+    made = lay_out(backbone, choose_clips(backbone, few)[0], few)
+    assert [row.asked for row in made[0]] == [1.0, 0.5]
+    assert [(gap["method"], gap["retention"]) for gap in made[1]] == [("evs", 0.01)]
+    assert "ask for a retention of at least" in made[1][0]["why"]
 
 
 @pytest.mark.parametrize(

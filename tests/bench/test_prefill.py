@@ -206,7 +206,7 @@ def test_document_says_what_was_measured(document: dict[str, Any], llava: Subjec
         assert (result["bias_setup_ms"] or 0) > 0 if result["method"] == "sharp" else not result["bias_setup_ms"]
         if pruned:
             columns = result["table_4"]
-            assert set(columns) == {*TABLE_4, "forward", "total"}
+            assert set(columns) == {*TABLE_4, "other", "forward", "total"}
             assert set(result["stages_ms"]) <= {stage for stages in TABLE_4.values() for stage in stages}
             assert 0 < columns["forward"] < columns["total"]
     sharp = document["results"][-1]

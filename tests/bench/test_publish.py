@@ -28,11 +28,14 @@ def test_parts_are_written_once_and_made_again_when_the_weights_change(
     llava_with_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     few = parse_variants("vanilla,fastv,sharp,random:layer=1")
-    monkeypatch.setattr(publish, "ALL", few)
+    monkeypatch.setattr(publish, "CORE", few)
     monkeypatch.setattr(publish, "ABLATION", few)
+    monkeypatch.setattr(publish, "every_method", lambda: few)
     out = tmp_path / "results"
     assert run(llava_with_card, out) == 0
-    names = {f"{part}-model.{kind}" for part in ("evaluate", "ablation", "phenomena") for kind in ("json", "md")}
+    names = {
+        f"{part}-model.{kind}" for part in ("evaluate", "systems", "ablation", "phenomena") for kind in ("json", "md")
+    }
     assert {file.name for file in out.iterdir()} == names
     assert "| sharp |" not in (out / "ablation-model.md").read_text()
     assert "## Difference to ShaRP as it is" in (out / "ablation-model.md").read_text()
@@ -40,7 +43,7 @@ def test_parts_are_written_once_and_made_again_when_the_weights_change(
     capsys.readouterr()
 
     assert run(llava_with_card, out) == 0
-    assert capsys.readouterr().err.count("is there already") == 3
+    assert capsys.readouterr().err.count("is there already") == 4
     (out / "evaluate-model.md").unlink()
     assert run(llava_with_card, out, "--fresh", "--part", "evaluate") == 0
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before  # the same, to the byte
