@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 from gradio.data_classes import FileData
 
 from sharp_demo.pruning.registry import method_class
@@ -16,6 +18,7 @@ from sharp_demo.records import (
     Done,
     Encoded,
     Event,
+    Layout,
     MethodDone,
     MethodFailed,
     MethodSpec,
@@ -28,8 +31,18 @@ from sharp_demo.records import (
 )
 from sharp_demo.ui import strings
 from sharp_demo.views.colors import method_color
-from sharp_demo.views.overlay import Sprite, encode, frame_of_clip, kept_per_frame, make_sprite, quantise, role_mask
-from sharp_demo.views.summary import baseline_of, figures_of
+from sharp_demo.views.evidence import Evidence
+from sharp_demo.views.overlay import (
+    Sprite,
+    colour_range,
+    encode,
+    frame_of_clip,
+    kept_per_frame,
+    make_sprite,
+    nearest_frames,
+    role_mask,
+)
+from sharp_demo.views.summary import baseline_of, differing_words, figures_of, same_answer
 
 
 @dataclass
@@ -54,11 +67,15 @@ class Board:
     run: str = field(default_factory=lambda: uuid4().hex)
     phase: str = "idle"  # idle | waiting | running | done | stopped | error
     message: str = strings.IDLE
+    question: str = ""
+    query: str = ""  # the settings, for the page's address
+    evidence: Sequence[Evidence] = ()
     columns: list[Column] = field(default_factory=list)
     model: ModelInfo | None = None
     sprite: Sprite | None = None
     sprite_path: str = ""
     sampled: int = 0
+    layout: Layout | None = None
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -82,15 +99,17 @@ class Board:
         """Take in one event; return True when a result, and so the charts, changed."""
         match event:
             case Started(request=request, model=model, labels=labels):
+                self.question = request.question
                 self.phase, self.message, self.model = "running", strings.STARTING, model
                 self.columns = [_column(spec, label) for spec, label in zip(request.methods, labels, strict=True)]
             case Progress(message=message):
                 self.phase, self.message = "running", message
             case Decoded(frames=frames, info=info, ms=ms):
-                self.sprite, self.sampled = make_sprite(frames), len(frames)
+                self.sprite, self.sprite_path, self.sampled = make_sprite(frames), "", len(frames)
                 decoder = info.get("decoder", "")
                 self.message = f"{len(frames)} frames decoded in {ms:.0f} ms{f' ({decoder})' if decoder else ''}."
-            case Encoded(tokens=tokens, ms=ms, cached=cached):
+            case Encoded(layout=layout, tokens=tokens, ms=ms, cached=cached):
+                self.layout = layout
                 source = "from the cache" if cached else f"in {ms:.0f} ms"
                 self.message = f"{tokens} visual tokens encoded {source}; the methods run one after another."
             case MethodStarted(label=label):
@@ -142,6 +161,9 @@ class Board:
             "run": self.run,
             "phase": self.phase,
             "message": self.message,
+            "question": self.question,
+            "query": self.query,
+            "evidence": [vars(one) for one in self.evidence],
             "clip": self._clip(),
             "columns": [
                 {
@@ -153,6 +175,7 @@ class Board:
                     "answer": column.answer,
                     "error": column.error,
                     "note": self._note(column),
+                    **comparison_with(column.result, baseline),
                     "figures": [vars(figure) for figure in figures_of(column.result, baseline)]
                     if column.result
                     else [],
@@ -166,7 +189,7 @@ class Board:
         column.result, column.answer = result, result.answer
         column.status = "stopped" if result.status == "stopped" else "done"
         column.stage = strings.STOPPED if result.status == "stopped" else strings.DONE
-        column.tokens = token_view(result)
+        column.tokens = token_view(result, self.layout)
 
     def _find(self, label: str) -> Column:
         return next(column for column in self.columns if column.label == label)
@@ -174,7 +197,7 @@ class Board:
     def _clip(self) -> dict[str, Any] | None:
         if self.sprite is None or not self.sprite_path or not self.results:
             return None
-        layout = self.results[0].layout
+        layout = self.layout or self.results[0].layout
         return {
             "sprite": FileData(path=self.sprite_path, mime_type="image/jpeg").model_dump(),
             "per_row": self.sprite.per_row,
@@ -193,24 +216,61 @@ class Board:
         return " ".join(dict.fromkeys(part for part in parts if part))
 
 
-def token_view(result: Result) -> dict[str, Any]:
-    """Return what the page needs to draw a result's tokens: uint8 codes in base64, row-major, frame after frame."""
+def merged_on_page(result: Result, places: Sequence[int]) -> list[list[int]]:
+    """Return `merged_into` with the slots of the page, whose frame f shows the result's frame `places[f]`."""
+    per_frame = result.layout.rows * result.layout.cols
+    pairs: dict[int, list[tuple[int, int]]] = {}
+    for source, target in result.merged_into:
+        first = bisect_left(places, target // per_frame)
+        pairs.setdefault(source // per_frame, []).append((source % per_frame, first * per_frame + target % per_frame))
+    return [
+        [frame * per_frame + token, target]
+        for frame, place in enumerate(places)
+        for token, target in pairs.get(place, ())
+    ]
+
+
+def token_view(result: Result, layout: Layout | None = None) -> dict[str, Any]:
+    """Return what the page needs to draw a result's tokens, row-major, frame after frame, in base64.
+
+    `mask`: uint8 codes of `roles`; `scores`: float32, NaN where a slot was never scored; `absorbed`: int32 pairs of
+    a token and the one it was merged into. `layout` is the page's: of a result that saw fewer frames, each of the
+    page's frames shows the nearest in time.
+    """
+    layout = layout or result.layout
+    places = nearest_frames(layout, result.layout)
     mask, roles = role_mask(result)
     scores = {}
     for kind, values in result.scores.items():
-        codes, low, high = quantise(values)
-        scores[kind] = {"codes": encode(codes), "low": low, "high": high}
+        low, high = colour_range(values)
+        by_frame = np.asarray(values, np.float32).reshape(mask.shape)
+        scores[kind] = {"values": encode(by_frame[places]), "low": low, "high": high}
+    kept = kept_per_frame(result)
     return {
-        "frames": result.layout.frames,
+        "frames": layout.frames,
         "rows": result.layout.rows,
         "cols": result.layout.cols,
         "roles": roles,
-        "mask": encode(mask),
-        "kept": kept_per_frame(result),
+        "mask": encode(mask[places]),
+        "kept": [kept[place] for place in places],
         "pruned": result.tokens["kept"] < result.tokens["visual"],
         "scores": scores,
-        "segments": [list(segment) for segment in result.segments],
+        "segments": [[bisect_left(places, start), bisect_left(places, end)] for start, end in result.segments],
+        "absorbed": encode(np.asarray(merged_on_page(result, places), np.int32)),
     }
+
+
+def comparison_with(result: Result | None, baseline: Result | None) -> dict[str, Any]:
+    """Return what a column says about its answer beside vanilla's: marked words, badge, and how sure it was."""
+    if result is None:
+        return {"words": [], "badge": None, "sure": None}
+    own, other = result.first_token_prob, baseline.first_token_prob if baseline else None
+    sure = None if own is None else {"value": own, "vanilla": other, "text": strings.sure(own)}
+    if baseline is None or result.method == "vanilla" or "stopped" in (result.status, baseline.status):
+        return {"words": [], "badge": None, "sure": sure}
+    same = same_answer(result.answer, baseline.answer)
+    badge = {"kind": "same" if same else "different", "text": strings.agreement(same, own, other)}
+    return {"words": differing_words(result.answer, baseline.answer), "badge": badge, "sure": sure}
 
 
 def _column(spec: MethodSpec, label: str) -> Column:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,20 @@ import plotly.graph_objects as go
 from gradio.exceptions import Error
 from gradio.processing_utils import save_bytes_to_cache
 
-from sharp_demo.engine import Engine
-from sharp_demo.errors import InputError, SharpError
+from sharp_demo.engine import Engine, file_digest
+from sharp_demo.errors import InputError, InternalError, SharpError, VideoError
+from sharp_demo.logs import RunLine, tagged
 from sharp_demo.pruning.registry import method_class
 from sharp_demo.records import AttentionMaps, Done, Event, MethodFailed, MethodSpec, Request, Result, Text
 from sharp_demo.settings import Settings
 from sharp_demo.ui import strings
 from sharp_demo.ui.board import Board
 from sharp_demo.ui.controls import method_specs
-from sharp_demo.ui.inputs import check_request
+from sharp_demo.ui.inputs import check_request, evidence_for, load_examples
+from sharp_demo.ui.link import inputs_of, query_of
 from sharp_demo.views import figures
+from sharp_demo.views.benchmark import load_benchmark
+from sharp_demo.views.evidence import Evidence
 from sharp_demo.views.overlay import Sprite
 from sharp_demo.views.report import comparison_dict, render_report
 
@@ -41,6 +46,7 @@ class Finished:
     request: Request
     results: tuple[Result, ...]
     sprite: Sprite
+    evidence: tuple[Evidence, ...] = ()
     attention: AttentionMaps | None = None
 
 
@@ -50,13 +56,15 @@ class Callbacks:
     def __init__(self, engine: Engine, settings: Settings, cache: Path, examples: Path) -> None:
         self.engine, self.settings = engine, settings
         self.cache, self.allowed = cache, (cache, examples)
+        # Without uploads only the examples' own content passes: the page hands out copies of them.
+        self.only = None if settings.uploads else {file_digest(str(one.video)) for one in load_examples(settings)}
 
     # -- the page ------------------------------------------------------------------------------------------------
 
     def request_of(self, inputs: Sequence[Any]) -> Request:
         """Return the checked request of the page's inputs, in the order `page.build_ui` lists them."""
         video, question, model, methods, percent, match, frames, max_new, seed, *knobs = inputs
-        return check_request(
+        return self.check(
             video=video,
             question=question,
             methods=method_specs(methods or (), knobs),
@@ -64,12 +72,16 @@ class Callbacks:
             match=match,
             frames=frames,
             model=model,
-            models=self.engine.models(),
-            allowed=self.allowed,
-            settings=self.settings,
             max_new_tokens=max_new,
             seed=seed or 0,
         )
+
+    def check(self, **values: Any) -> Request:
+        """Return the checked request; see `check_request`. Raises InputError."""
+        request = check_request(**values, models=self.engine.models(), allowed=self.allowed, settings=self.settings)
+        if self.only is not None and file_digest(request.video) not in self.only:
+            raise VideoError("refused", strings.NO_UPLOAD)
+        return request
 
     def begin(self, *inputs: Any) -> Iterator[list[Any]]:
         """Check the inputs, clear every column at once and wait; runs outside the queue."""
@@ -78,13 +90,25 @@ class Callbacks:
         except InputError as error:
             yield [Board(phase="error", message=str(error)).value(), *buttons("idle")]
             raise Error(str(error), print_exception=False) from None
-        yield [Board.waiting(request.methods).value(), *buttons("waiting")]
+        board = Board.waiting(request.methods)
+        board.query = query_of(inputs, load_examples(self.settings))
+        yield [board.value(), *buttons("waiting")]
+
+    def open_link(self, caller: gr.Request) -> list[Any]:
+        """Return the page's inputs as the link that opened it says; a value that is no good stays as it is."""
+        values, wrong = inputs_of(
+            dict(caller.query_params), self.engine.models(), load_examples(self.settings), self.settings
+        )
+        if wrong:
+            gr.Warning(strings.wrong_link(wrong))
+        return values
 
     def run(self, *inputs: Any) -> Iterator[list[Any]]:
         """Stream one comparison. Inputs: those of `request_of`, then the `gr.Request`."""
         *inputs, caller = inputs  # type: ignore[assignment]
         request = self.request_of(inputs)
         board = Board.waiting(request.methods, strings.STARTING)
+        board.evidence = self._evidence(request)
         yield self._outputs(board, charts=False, state="running")
         problem = None
         try:
@@ -92,14 +116,8 @@ class Callbacks:
                 changed = board.apply(event)
                 self._store_sprite(board)
                 yield self._outputs(board, charts=changed, state="running")
-        except InputError as error:
-            problem = str(error)
-        except SharpError as error:
-            log.exception("run failed")
-            problem = str(error)
-        except Exception:
-            log.exception("run failed")
-            problem = strings.INTERNAL
+        except Exception as error:
+            problem = problem_of(error)
         if problem is not None:
             board.fail(problem)
         elif board.phase == "running":
@@ -109,15 +127,22 @@ class Callbacks:
             raise Error(problem, print_exception=False)
 
     def events(self, request: Request, run_id: str, board: Board | None = None) -> Iterator[Event]:
-        """Yield the engine's events, text thinned out; the wall clock ends the run like Stop does."""
+        """Yield the engine's events, text thinned out, and log how the run went.
+
+        The wall clock ends the run like Stop does. Raises SharpError, with a message for the visitor, and nothing else.
+        """
         deadline = time.monotonic() + self.settings.run_timeout_s
         shown = 0.0
+        number = uuid4().hex[:8]
+        line = RunLine(number, request)
         # Closed with this generator: a page that went away ends its run at the next token.
         stream = self.engine.stream(request, run_id)
         try:
-            for event in stream:
+            for event in tagged(stream, number):
+                line.take(event)
                 late = time.monotonic() > deadline
                 if late:
+                    line.outcome = "timed out"
                     self.engine.stop(run_id)
                 if isinstance(event, Text) and time.monotonic() - shown < TEXT_INTERVAL_S:
                     if board is not None:
@@ -127,8 +152,16 @@ class Callbacks:
                 yield event
                 if late and isinstance(event, Done) and board is not None:
                     board.stop(strings.timed_out(self.settings.run_timeout_s))
+        except SharpError as error:
+            line.fail(error)
+            raise
+        except Exception as error:
+            line.fail(error)
+            log.exception("run %s failed", number)
+            raise InternalError(strings.internal(number)) from error
         finally:
             stream.close()  # type: ignore[attr-defined]
+            line.write()
 
     def stop(self, caller: gr.Request) -> Any:
         """Ask this page's own run to stop; the run goes on to its labelled end."""
@@ -149,18 +182,21 @@ class Callbacks:
             gr.Warning(str(error))
             return str(error)
 
-    def attention(self, finished: Finished | None) -> Iterator[tuple[Any, Any, Any]]:
+    def attention(self, finished: Finished | None) -> Iterator[tuple[Any, ...]]:
         """Compute and draw the attention of every layer for the run on the page."""
         if finished is None:
             raise Error(strings.NO_RUN, print_exception=False)
-        yield gr.skip(), gr.skip(), gr.Button(strings.BY_LAYER_BUSY, interactive=False)
+        yield gr.skip(), gr.skip(), gr.skip(), gr.Button(strings.BY_LAYER_BUSY, interactive=False)
         try:
             maps = self.engine.attention(finished.request)
         except SharpError as error:
-            yield gr.skip(), gr.skip(), gr.Button(strings.BY_LAYER, interactive=True)
+            yield gr.skip(), gr.skip(), gr.skip(), gr.Button(strings.BY_LAYER, interactive=True)
             raise Error(str(error), print_exception=False) from None
-        chart = gr.Plot(figures.attention_by_layer(maps), visible=True)
-        yield chart, replace(finished, attention=maps), gr.Button(strings.BY_LAYER, interactive=True)
+        charts = [
+            gr.Plot(draw(maps, finished.evidence), visible=True)
+            for draw in (figures.attention_by_layer, figures.attention_map)
+        ]
+        yield *charts, replace(finished, attention=maps), gr.Button(strings.BY_LAYER, interactive=True)
 
     def save_json(self, finished: Finished | None) -> str:
         """Write the comparison as JSON into the page's file cache and return its path."""
@@ -171,7 +207,9 @@ class Callbacks:
     def save_report(self, finished: Finished | None) -> str:
         """Write the HTML report into the page's file cache and return its path."""
         finished = _needed(finished)
-        page = render_report(_public(finished.request), finished.results, finished.sprite, finished.attention)
+        page = render_report(
+            _public(finished.request), finished.results, finished.sprite, finished.attention, finished.evidence
+        )
         return self._save(page, "comparison.html")
 
     # -- the API -------------------------------------------------------------------------------------------------
@@ -193,7 +231,7 @@ class Callbacks:
         while it runs, what is finished so far.
         """
         try:
-            request = check_request(
+            request = self.check(
                 video=video,
                 question=question,
                 methods=[MethodSpec(name, {}, method_class(name).title) for name in methods or ()],
@@ -201,9 +239,6 @@ class Callbacks:
                 match=match,
                 frames=frames,
                 model=model,
-                models=self.engine.models(),
-                allowed=self.allowed,
-                settings=self.settings,
             )
             answer: dict[str, Any] = {"request": _public(request), "results": [], "failed": []}
             yield answer
@@ -216,10 +251,26 @@ class Callbacks:
                         answer = {**answer, "results": [result.to_dict() for result in results]}
                 # Also when nothing changed: a client that hung up is noticed at a yield only.
                 yield answer
-        except InputError as error:
+        except SharpError as error:
             raise Error(str(error), print_exception=False) from None
 
     # -- helpers -------------------------------------------------------------------------------------------------
+
+    def _evidence(self, request: Request) -> tuple[Evidence, ...]:
+        return evidence_for(load_examples(self.settings), request.video, request.question)
+
+    def _charts(self, board: Board) -> list[go.Figure | None]:
+        """Draw the charts in the order of `CHARTS`."""
+        results, evidence = board.results, board.evidence
+        scored = max(results, key=lambda result: len(result.scores))
+        return [
+            figures.speedup_bars(results),
+            figures.latency_bars(results),
+            figures.kept_over_time(results, evidence),
+            figures.attention_per_frame(scored, evidence) if scored.scores else None,
+            figures.kept_by_layer(results),
+            figures.accuracy_by_retention(load_benchmark(self.settings.assets), results),
+        ]
 
     def _store_sprite(self, board: Board) -> None:
         if board.sprite is not None and not board.sprite_path:
@@ -228,16 +279,29 @@ class Callbacks:
     def _save(self, text: str, name: str) -> str:
         return save_bytes_to_cache(text.encode("utf-8"), name, str(self.cache))
 
+    def outputs(self, board: Board, finished: Finished) -> list[Any]:
+        """Return the updates of the comparison's outputs for a run that has ended."""
+        self._store_sprite(board)
+        return self._outputs(board, charts=True, state="idle", finished=finished)
+
     def _outputs(self, board: Board, *, charts: bool, state: str, finished: Finished | None = None) -> list[Any]:
         shown = bool(board.results)
         return [
             board.value(),
-            *(_charts(board.results) if charts else [gr.skip()] * len(CHARTS)),
+            *(self._charts(board) if charts else [gr.skip()] * len(CHARTS)),
             gr.Column(visible=shown) if charts or not shown else gr.skip(),
-            gr.skip() if shown else gr.Plot(visible=False),
+            *([gr.skip() if shown else gr.Plot(visible=False)] * 2),
             finished if finished is not None or not shown else gr.skip(),
             *buttons(state),
         ]
+
+
+def problem_of(error: Exception) -> str:
+    """Return what to tell the visitor; what is not meant for visitors goes to the log."""
+    if isinstance(error, SharpError):
+        return str(error)
+    log.exception("failed")
+    return strings.NO_DISK if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else strings.INTERNAL
 
 
 def buttons(state: str) -> list[Any]:
@@ -249,18 +313,7 @@ def buttons(state: str) -> list[Any]:
     ]
 
 
-def attention_chart(results: Sequence[Result]) -> go.Figure | None:
-    """Return the attention per frame of the result with the most kinds of scores, or None."""
-    scored = [result for result in results if result.scores]
-    return figures.attention_per_frame(max(scored, key=lambda result: len(result.scores))) if scored else None
-
-
-CHARTS: tuple[Callable[[Sequence[Result]], go.Figure | None], ...] = (
-    figures.speedup_bars,
-    figures.latency_bars,
-    figures.kept_over_time,
-    attention_chart,
-)
+CHARTS = ("speed", "latency", "kept", "attention", "depth", "accuracy")
 
 
 def describe_clip(info: Any) -> str:
@@ -270,14 +323,10 @@ def describe_clip(info: Any) -> str:
     )
 
 
-def _charts(results: Sequence[Result]) -> list[go.Figure | None]:
-    return [chart(results) for chart in CHARTS]
-
-
 def _finished(request: Request, board: Board) -> Finished | None:
     if board.sprite is None or not board.results:
         return None
-    return Finished(request, tuple(board.results), board.sprite)
+    return Finished(request, tuple(board.results), board.sprite, tuple(board.evidence))
 
 
 def _needed(finished: Finished | None) -> Finished:

@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.data_classes import FileData
+from gradio.route_utils import get_root_url
 from gradio.utils import get_upload_folder
-from starlette.middleware import Middleware
 
 from sharp_demo.engine import Engine
 from sharp_demo.pruning.registry import list_methods, method_class
 from sharp_demo.settings import Settings
-from sharp_demo.ui import strings
+from sharp_demo.ui import modes, strings
+from sharp_demo.ui.api_examples import api_markdown
 from sharp_demo.ui.board import Board
 from sharp_demo.ui.callbacks import CHARTS, Callbacks
 from sharp_demo.ui.controls import advanced_controls
+from sharp_demo.ui.health import Health, leaving_when_lost
 from sharp_demo.ui.inputs import Example, clip_input, load_examples
-from sharp_demo.ui.server import SameOrigin
+from sharp_demo.ui.menu import group_css, method_choices
+from sharp_demo.ui.modes import kiosk
+from sharp_demo.ui.modes.kiosk import build_kiosk
+from sharp_demo.ui.server import guards
 from sharp_demo.ui.theme import CSS, make_theme
 from sharp_demo.ui.tokens import example_row, plain_text, token_columns
+from sharp_demo.ui.uploads import UploadFolder
 
-DEFAULT_METHODS = ("vanilla", "fastv", "feather", "sharp")
 FRAME_CHOICES = (4, 8, 16, 24, 32, 48, 64)
 KEEP_FILES_S = 3600
-SESSIONS = 200  # each keeps its last comparison, a few megabytes
+SESSIONS = 64  # each keeps its last comparison, about a megabyte
 # A download starts when its hidden button gets the file: the file is only written when someone asks for it.
 CLICK = "() => setTimeout(() => document.querySelector('#{id}')?.click(), 150)"
 
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+PICTURE = "() => { window.dispatchEvent(new Event('sharp:picture')); }"
+# Browsers give pages that are served over plain HTTP from another machine no clipboard.
+COPY = """() => {
+  (navigator.clipboard?.writeText(location.href) ?? Promise.reject()).catch(() => prompt("", location.href));
+}"""
+
 
 def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
-    """Assemble the page and its API endpoint around an engine; call `launch(**launch_options(settings))` on it."""
+    """Assemble the page and its API endpoint around an engine; `launch` it with `launch_options`."""
     examples = load_examples(settings)
     callbacks = Callbacks(engine, settings, Path(get_upload_folder()), settings.assets / "clips")
     with gr.Blocks(
@@ -42,34 +55,57 @@ def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
         with gr.Row(elem_id="main", equal_height=False):
             with gr.Column(scale=1, min_width=300, elem_id="inputs"):
                 video, clip_line, inputs, run, stop, leave = _inputs(engine, settings)
-            with gr.Column(scale=4, min_width=300):
-                board = token_columns(Board.idle(DEFAULT_METHODS).value(), elem_id="columns")
-                outputs = _results()
+            with gr.Column(scale=4, min_width=300), gr.Tabs(elem_id="modes", overflow_behavior="wrap"):
+                with gr.Tab(strings.MODE_COMPARE, id="compare") as compare:
+                    board = token_columns(Board.idle(settings.methods).value(), elem_id="columns")
+                    outputs = _results()
+                modes.show_run_row(compare, True)
+                modes.build_modes(callbacks, inputs)
         gr.Markdown(strings.about([method_class(name) for name in list_methods()]))
+        with gr.Accordion(strings.API, open=False, elem_id="api"):
+            api_text = gr.Markdown()
         _wire(callbacks, examples, row, video, clip_line, inputs, (run, stop, leave), board, outputs)
         _api(callbacks, engine, settings)
+
+        def opened(request: gr.Request) -> list[Any]:
+            base = get_root_url(request.request, request.request.url.path, page.root_path)
+            return [*callbacks.open_link(request), api_markdown(page.get_api_info(), base.rstrip("/"))]
+
+        page.load(opened, None, [*inputs, api_text], **QUIET)
     page.queue(max_size=settings.queue_size)
     return page
 
 
-def launch_options(settings: Settings) -> dict[str, Any]:
-    """Return the arguments of `launch` that make the server private, quiet and offline."""
+def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[str, Any]:
+    """Return the arguments of the page's `launch` that make the server private, guarded, quiet and offline."""
+    folder = UploadFolder(
+        Path(get_upload_folder()), int(settings.upload_quota_mb * 1e6), int(settings.min_free_mb * 1e6)
+    )
+    health = Health(engine, settings, folder, waiting=lambda: len(page._queue))
+
+    def lifespan(_: Any) -> AbstractAsyncContextManager[None]:
+        return leaving_when_lost(engine)
+
     return {
         "server_name": settings.host,
         "server_port": settings.port,
         "theme": make_theme(),
-        "css": CSS,
+        "css": CSS + modes.CSS + group_css("methods") + (kiosk.CSS if settings.kiosk else ""),
         "footer_links": ["api"],
         "run_history": False,
         "enable_monitoring": False,
         "show_error": False,
         "strict_cors": True,
-        "app_kwargs": {"middleware": [Middleware(SameOrigin)]},
+        "app_kwargs": {
+            "middleware": guards(settings, folder),
+            "routes": [health.route()],
+            "lifespan": lifespan,
+        },
         "ssr_mode": False,
         "share": False,
         "state_session_capacity": SESSIONS,
         "allowed_paths": [],
-        "max_file_size": int(settings.max_upload_mb * 1e6),
+        "max_file_size": int(settings.max_upload_mb * 1e6) if settings.uploads else 1,
     }
 
 
@@ -88,6 +124,7 @@ def _example_row(examples: list[Example]) -> gr.HTML:
 def _inputs(engine: Engine, settings: Settings) -> tuple[Any, ...]:
     video = clip_input(
         label=strings.VIDEO,
+        interactive=settings.uploads,
         sources=["upload", "webcam"] if settings.webcam else ["upload"],
         height=280,
         elem_id="clip",
@@ -100,13 +137,13 @@ def _inputs(engine: Engine, settings: Settings) -> tuple[Any, ...]:
         lines=2,
         elem_id="question",
     )
-    with gr.Row():
+    with gr.Row(elem_id="run-row"):
         run = gr.Button(strings.RUN, variant="primary", min_width=80, elem_id="run")
         stop = gr.Button(strings.STOP, variant="stop", interactive=False, min_width=80, elem_id="stop")
         leave = gr.Button(strings.LEAVE, visible=False, min_width=80, elem_id="leave")
     methods = gr.CheckboxGroup(
-        [(method_class(name).title, name) for name in list_methods()],
-        value=list(DEFAULT_METHODS),
+        method_choices(),
+        value=list(settings.methods),
         label=strings.METHODS,
         elem_id="methods",
     )
@@ -139,16 +176,25 @@ def _results() -> dict[str, Any]:
         with gr.Row():
             kept, attention = (gr.Plot(show_label=False, min_width=300) for _ in range(2))
         by_layer = gr.Button(strings.BY_LAYER, size="sm", elem_id="by-layer")
-        layers = gr.Plot(visible=False, show_label=False, elem_id="layers")
+        with gr.Row():
+            layers = gr.Plot(visible=False, show_label=False, min_width=300, elem_id="layers")
+            layer_map = gr.Plot(visible=False, show_label=False, min_width=300, elem_id="layer-map")
+        gr.Markdown(strings.ACCURACY_HELP)
+        with gr.Row():
+            depth, accuracy = (gr.Plot(show_label=False, min_width=300) for _ in range(2))
         with gr.Row():
             save_json = gr.Button(strings.JSON, size="sm", elem_id="save-json")
             save_report = gr.Button(strings.REPORT, size="sm", elem_id="save-report")
+            picture = gr.Button(strings.PICTURE, size="sm", elem_id="save-picture")
+            link = gr.Button(strings.LINK, size="sm", elem_id="copy-link")
+        picture.click(None, None, None, js=PICTURE, **QUIET)
+        link.click(lambda: gr.Info(strings.LINK_COPIED), None, None, js=COPY, **QUIET)
         json_file = gr.DownloadButton(visible="hidden", elem_id="json-file")
         report_file = gr.DownloadButton(visible="hidden", elem_id="report-file")
     return {
-        "charts": [speed, latency, kept, attention],
+        "charts": [speed, latency, kept, attention, depth, accuracy],
         "section": section,
-        "layers": layers,
+        "layers": [layers, layer_map],
         "finished": gr.State(None, time_to_live=KEEP_FILES_S),
         "by_layer": by_layer,
         "save_json": (save_json, json_file),
@@ -171,7 +217,7 @@ def _wire(
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     model: dict[str, Any] = {**hidden, "concurrency_id": "model", "concurrency_limit": 1}
     finished = outputs["finished"]
-    shown = [board, *outputs["charts"], outputs["section"], outputs["layers"], finished, *buttons]
+    shown = [board, *outputs["charts"], outputs["section"], *outputs["layers"], finished, *buttons]
     assert len(outputs["charts"]) == len(CHARTS)
 
     def start(*values: Any) -> Any:
@@ -180,18 +226,22 @@ def _wire(
     def stream(request: gr.Request, *values: Any) -> Any:
         yield from callbacks.run(*values, request)
 
-    def choose(event: gr.EventData) -> tuple[str, str]:
+    def choose(event: gr.EventData) -> tuple[str, str, Any]:
         example = examples[event.index]
-        return str(example.video), example.question
+        return str(example.video), example.question, callbacks.engine.example_model or gr.skip()
 
     begun = run.click(start, inputs, [board, *buttons], queue=False, **hidden)
     running = begun.success(stream, inputs, shown, **model)
     stop.click(callbacks.stop, None, stop, queue=False, **hidden)
     leave.click(callbacks.leave, None, [board, *buttons], queue=False, cancels=[running], **hidden)
-    row.select(choose, None, [video, inputs[1]], queue=False, **hidden)
+    if callbacks.settings.kiosk:
+        files = [file for name in ("save_json", "save_report") for file in outputs[name][1:]]
+        build_kiosk(callbacks, examples, row, inputs[:3], shown, files)
+    else:
+        row.select(choose, None, inputs[:3], queue=False, **hidden)
     video.change(callbacks.check_upload, video, clip_line, queue=False, **hidden)
     outputs["by_layer"].click(
-        callbacks.attention, finished, [outputs["layers"], finished, outputs["by_layer"]], **model
+        callbacks.attention, finished, [*outputs["layers"], finished, outputs["by_layer"]], **model
     )
     for name, write in (("save_json", callbacks.save_json), ("save_report", callbacks.save_report)):
         button, file = outputs[name]
@@ -206,7 +256,7 @@ def _api(callbacks: Callbacks, engine: Engine, settings: Settings) -> None:
         inputs = [
             clip_input(label="video", sources=["upload"]),
             gr.Textbox(label="question", max_length=settings.max_question_chars),
-            gr.CheckboxGroup(list_methods(), value=list(DEFAULT_METHODS), label="methods"),
+            gr.CheckboxGroup(list_methods(), value=list(settings.methods), label="methods"),
             gr.Number(0.2, label="retention"),
             gr.Radio(["tokens", "flops"], value="tokens", label="match"),
             gr.Number(0, precision=0, label="frames"),

@@ -1,9 +1,13 @@
 """Every text of the page, in one place."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sharp_demo.pruning.method import Method
+from sharp_demo.pruning.method import GROUPS, Method
+from sharp_demo.records import Result
 from sharp_demo.settings import Settings
+from sharp_demo.views.sweep import Verdict
+from sharp_demo.views.walkthrough import Walk
 
 TITLE = "ShaRP: visual-token pruning, side by side"
 NAME = "ShaRP side by side"
@@ -40,12 +44,66 @@ SPEED_HELP = (
 )
 ATTENTION_HELP = (
     "ShaRP subtracts the attention a black video would get at the same positions, so that late frames do not win "
-    "by position alone. Dotted lines: segment boundaries."
+    "by position alone. Dotted lines: segment boundaries. Shaded: where an example clip holds the evidence."
+)
+ACCURACY_HELP = (
+    "Left: how many visual tokens each layer had to work on; what is dropped early saves every later layer. Right: "
+    "accuracy from the stored benchmark of the embedded model on held-out synthetic clips, every method keeping the "
+    "same share of tokens; the rings mark the share this run kept, on the stored curve. One answer is no accuracy."
 )
 BY_LAYER = "Show attention by layer"
 BY_LAYER_BUSY = "Computing the attention of every layer …"
 JSON = "Download JSON"
 REPORT = "Download HTML report"
+PICTURE = "Download PNG of this view"
+LINK = "Copy link to these settings"
+LINK_COPIED = "Copied: the link holds the question and the settings, and the clip if it is an example."
+API = "Use it from a program"
+
+# What the token columns say; `{...}` is filled in by their script.
+THEATRE = {
+    "section": "Comparison",
+    "controls": "Frames and views",
+    "show": "Show",
+    "kinds": {"kept": "kept tokens", "raw": "raw attention", "bias": "position bias", "debiased": "debiased"},
+    "legend": "Legend",
+    "roles": {
+        "kept": "kept",
+        "dropped": "dropped",
+        "absorbed": "merged into another",
+        "register": "register",
+        "filled": "filled in",
+        "merged": "holds merged",
+        "grid": "uniform grid",
+    },
+    "evidence": "evidence",
+    "evidence_help": "Where the clip shows what the question asks for",
+    "segments": "{label}: {count} segments",
+    "span": "{name}, frames {from} to {to}",
+    "frame": "Frame",
+    "play": "Play frames",
+    "pause": "Pause frames",
+    "time": "frame {frame} / {frames} · {seconds} s",
+    "keys": "Keys: ← → frame, space play, 1–9 jump to tenths of the clip. Point at a patch, or tap it, for its scores.",
+    "grid_role": "token grid, arrow keys move between tokens",
+    "canvas_label": "{label}, frame {frame} of {frames}: {kept} of {total} tokens kept",
+    "frame_line": "frame {frame}: {kept} of {total} tokens kept",
+    "no_score": "this method computes no such score",
+    "colour_line": "colour: {low} and less (dark) to {high}; outlined: kept",
+    "token_line": "token {token} · frame {frame} · {time} s\nrow {row}, column {col}",
+    "dropped": "dropped",
+    "kept": "kept",
+    "kept_as": "kept: {role}",
+    "absorbed_by": "merged into token {token} (frame {frame}, row {row}, column {col})",
+    "rank": "rank {rank} of {count} by {by}",
+    "empty_answer": "(empty answer)",
+    "no_answer": "(no answer)",
+    "sure_tick": "vanilla",
+    "sure_help": "The model's probability of the first word piece it answered with; the tick is vanilla's.",
+    "strip_title": "All frames at once",
+    "strip_help": "Bars: share of each frame's tokens that was kept. Red: segment boundaries. Click a frame to see it.",
+    "strip_label": "{label}, tokens kept per frame: {kept}",
+}
 
 IDLE = "Choose an example or upload a clip, ask a question, and press Run."
 QUEUED = "Waiting for the model …"
@@ -68,6 +126,11 @@ NO_METHOD = "Choose at least one method."
 NOT_UPLOADED = "The video must be a file uploaded to this server or one of its examples."
 NO_URL = "Web addresses are not fetched: upload the video file itself."
 
+FOREIGN_ORIGIN = "Requests from other web sites are refused."
+NO_LENGTH = "The request does not say how long it is; send Content-Length."
+NO_ROOM = "The server has no room for another upload now; try again in ten minutes, or use an example."
+NO_DISK = "The server's disk is full: the run could not be stored. Its operator has to free space."
+
 ABOUT = """
 **What you see.** All methods share one decoding and one vision pass; each column's total is as if it had run alone.
 Dropped patches are dimmed and hatched. Use the slider, the arrow keys or the clip's own player to move through the
@@ -77,11 +140,35 @@ frames; point at a patch for its scores.
 
 def about(methods: Sequence[type[Method]]) -> str:
     """Return the explanation below the results, with one line per method, as Markdown."""
-    lines = [
-        f"- **{method.title}**: {method.summary}{f' [Paper]({method.paper})' if method.paper else ''}"
-        for method in methods
-    ]
-    return "\n".join([ABOUT, "**Methods**", "", *lines])
+    lines = []
+    for group, title in GROUPS.items():
+        members = [method for method in methods if method.group() == group]
+        lines += ["", f"**{title}**", ""] if members else []
+        for method in members:
+            year = f", {method.year}" if method.year else ""
+            link = f" [Paper{year}]({method.paper})" if method.paper else ""
+            lines.append(f"- **{method.title}**: {method.summary}{link}")
+    return "\n".join([ABOUT, *lines])
+
+
+def wrong_link(names: Sequence[str]) -> str:
+    return f"The link's {', '.join(names)} cannot be used here and was left out."
+
+
+def sure(probability: float) -> str:
+    """Return the first token's probability as a column shows it."""
+    return f"First word {probability:.1%} sure"
+
+
+def agreement(same: bool, probability: float | None, baseline: float | None) -> str:
+    """Return a column's badge: whether its answer is vanilla's, and if so whether it was as sure of it."""
+    if not same:
+        return "differs from vanilla"
+    points = 0 if probability is None or baseline is None else round(100 * (probability - baseline))
+    if points == 0:
+        return "same answer as vanilla"
+    unit, direction = "point" if abs(points) == 1 else "points", "more" if points > 0 else "less"
+    return f"same answer, {abs(points)} {unit} {direction} sure"
 
 
 def limits(settings: Settings) -> str:
@@ -106,3 +193,269 @@ def unknown(kind: str, value: object, options: object) -> str:
 
 def out_of_range(name: str, value: object, low: float, high: float) -> str:
     return f"{name} is {value}; it must be between {low:g} and {high:g}."
+
+
+def internal(run: str) -> str:
+    return f"Something broke on our side; the server's log has the details (run {run}). Your inputs are kept."
+
+
+def foreign_host(name: str) -> str:
+    return f"This server does not answer to the name {name[:100]!r}. Its operator can allow it: SHARP_ALLOWED_HOSTS."
+
+
+def too_often(limit: int, wait: int) -> str:
+    return f"Too many requests: {limit} a minute are allowed. Try again in {wait} s."
+
+
+def too_large(limit: int) -> str:
+    return f"The request is too large; at most {limit / 1e6:.0f} MB are accepted."
+
+
+# -- modes -------------------------------------------------------------------------------------------------------
+
+MODE_COMPARE = "Compare"
+MODE_ABLATE = "Ablate"
+MODE_SWEEP = "Sweep"
+MODE_WALK = "How it works"
+MODE_BENCHMARKS = "Benchmarks"
+METHOD = "Method"
+EMPTY_ANSWER = "(empty answer)"
+
+SWEEP_HELP = (
+    "**Where does the answer flip?** The chosen methods answer the question again and again while fewer and fewer "
+    "visual tokens are kept, from 100 % down to 2 %. It uses the clip, the question and the settings beside it; the "
+    "slider for tokens kept does not matter here."
+)
+SWEEP_STEPS = "Steps"
+SWEEP_CHOICES = [("12 steps, 100 to 2 %", "fine"), ("6 steps, quicker", "coarse")]
+SWEEP_RUN = "Run the sweep"
+SWEEP_IDLE = "Choose an example or upload a clip, ask a question, and run the sweep."
+NO_PRUNING = "Choose at least one method that prunes: vanilla is always run as the reference."
+
+
+def decoded(frames: int, ms: float) -> str:
+    return f"{frames} frames decoded in {ms:.0f} ms."
+
+
+def encoded(tokens: int, ms: float, cached: bool) -> str:
+    return f"{tokens} visual tokens encoded {'from the cache' if cached else f'in {ms:.0f} ms'}."
+
+
+def step(number: int, total: int, label: str) -> str:
+    return f"{number} of {total}: {label}"
+
+
+def on_model(name: str, device: str, dtype: str) -> str:
+    return f" on {name} ({device}, {dtype})"
+
+
+def ended(done: int, total: int, seconds: float, where: str, stopped: bool) -> str:
+    if stopped:
+        return f"Stopped after {done} of {total} answers, {seconds:.1f} s{where}."
+    return f"{done} answers in {seconds:.1f} s{where}."
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def at_share(label: str, share: float) -> str:
+    return f"{label} at {percent(share)}"
+
+
+def sweep_caption(answer: str, tokens: int) -> str:
+    return f"✓ the answer of vanilla ({tokens} tokens): “{answer.strip() or EMPTY_ANSWER}”; ✗ another answer."
+
+
+def verdict(found: Verdict) -> str:
+    """Return what a sweep found about one method."""
+    if found.flips is None:
+        return f"holds down to {percent(found.holds)}"
+    text = f"holds to {percent(found.holds)}, flips at {percent(found.flips)}"
+    return f"{text}, same again at {percent(found.returns)}" if found.returns is not None else text
+
+
+def point(answer: str, kept: int, visual: int, probability: float | None) -> str:
+    sure = "" if probability is None else f"; first token's probability {probability:.3f}"
+    return f"{answer.strip() or EMPTY_ANSWER} ({kept} of {visual} tokens kept{sure})"
+
+
+VANILLA = "Vanilla"
+ON, OFF = "● on", "○ off"
+SCORE_LAYERS = {"lookahead": "look-ahead", "first": "layer 0"}
+MODULE_NAMES = {"segm": "SegM", "posc": "PosC", "regd": "RegD"}
+ABLATE_HELP = (
+    "**What does each part of ShaRP do here?** SegM masks attention between segments, PosC subtracts the black video's "
+    "bias, RegD refines the selection; the scores come from the layer about to run (look-ahead) or, as the paper says "
+    "literally, from layer 0. Same clip, same question, same share of tokens; vanilla beside. One clip is an "
+    "illustration: what the modules do on average is under Benchmarks."
+)
+ABLATE_PLAN = "Switches"
+ABLATE_CHOICES = [
+    ("one off at a time", "one"),
+    ("the paper's Table 5", "paper"),
+    ("all 8", "all"),
+    ("all 16, both scoring layers", "both"),
+]
+ABLATE_RUN = "Run the ablation"
+ABLATE_IDLE = "Choose an example or upload a clip, ask a question, and run the ablation."
+ABLATE_CAPTION = (
+    "In common: share of the kept tokens that ShaRP with all switches on keeps too. Frames: frames of which any token "
+    "is kept. ✗: another answer than vanilla's."
+)
+ABLATE_HEAD = ["", "SegM", "PosC", "RegD", "Scores", "Answer", "First token", "In common", "Frames", "Prefill"]
+
+
+def variant(setting: Mapping[str, Any]) -> str:
+    """Return the title of ShaRP with these switches."""
+    on = [name for key, name in MODULE_NAMES.items() if setting[key]]
+    title = "All on" if len(on) == 3 else " + ".join(on) or "No module"
+    return title if setting["score_layer"] == "lookahead" else f"{title}, layer 0"
+
+
+WALK_HELP = (
+    "**How ShaRP chooses, on this clip.** Three steps: SegM cuts the video into segments, PosC takes the position's "
+    "share out of the attention, RegD makes the selection diverse. Every number below is of this run."
+)
+WALK_RUN = "Show me"
+WALK_IDLE = "Choose an example or upload a clip, ask a question, and press Show me."
+WALK_FULL = "At 100 % nothing is pruned and there is nothing to explain: keep fewer tokens."
+WALK_SEGM = "1 · SegM: where does the video change?"
+WALK_POSC = "2 · PosC: what would position alone win?"
+WALK_REGD = "3 · RegD: say it once"
+WALK_END = "What is left"
+WALK_SCORES = {"raw": "raw attention", "bias": "black video", "debiased": "debiased"}
+WALK_CHANGE = "what PosC changed"
+WALK_STEPS = {"registers": "Top K", "prefilter": "Pre-filter", "dedup": "Deduplicate", "fill": "Fill"}
+WALK_FATES = {
+    "other": "not chosen",
+    "register": "register",
+    "prefiltered": "pre-filtered: like a register",
+    "absorbed": "absorbed by a pivot",
+    "pivot": "pivot, holds absorbed ones",
+    "filled": "filled in",
+    "repaired": "filled in by score",
+    "gone": "dropped",
+    "added": "brought in by PosC",
+    "removed": "put out by PosC",
+}
+
+
+def walk_segm(walk: Walk, frames: int) -> str:
+    if not walk.cosines:
+        return "One frame is one segment."
+    low = min(range(len(walk.cosines)), key=walk.cosines.__getitem__)
+    cut = f"{len(walk.segments)} segments" if len(walk.segments) > 1 else "one segment"
+    return (
+        f"Between the frames: the cosine of their mean embeddings. Below τ = {walk.tau_seg:g} (Eq. 3) a new segment "
+        f"begins, so these {frames} frames make {cut}. The lowest, {walk.cosines[low]:.2f}, is before frame {low + 2}."
+    )
+
+
+def walk_mask(visible: float) -> str:
+    return (
+        "Who sees whom in layer 0, frame by frame: coloured, attention that SegM keeps; hatched, what causal attention "
+        f"would compute and SegM masks (Eq. 4). {visible:.0%} of the visual pairs remain."
+    )
+
+
+def walk_posc(walk: Walk, penalty: float, k: int) -> str:
+    return (
+        "The last word of the prompt looks at the video; tokens that it looks at most are kept. Part of that look is "
+        f"habit: a black video gets it too. PosC subtracts λ = {penalty:g} times that (Eq. 5) and takes the top "
+        f"K = {k}. The last third of the frames ({walk.late_frames:.0%} of the tokens) has {walk.late_raw:.0%} of the "
+        f"top K before and {walk.late:.0%} after."
+    )
+
+
+def walk_heat(kind: str, low: float, high: float) -> str:
+    what = {
+        "raw": "Attention of the prompt's last token to each patch.",
+        "bias": "The same prompt on a black video: what each position gets whatever it shows.",
+        "debiased": "Raw minus λ times the black video's: what the top K are chosen by.",
+    }[kind]
+    return f"{what} Dark {low:.2g}, bright {high:.2g} and above."
+
+
+def walk_change(walk: Walk) -> str:
+    brought = len(walk.registers - walk.by_raw)
+    return f"PosC exchanged {brought} of the top {len(walk.registers)} tokens."
+
+
+def walk_regd(k: int, tokens: int) -> str:
+    return (
+        f"The top {k} of {tokens} tokens, the registers, often repeat each other from frame to frame. Inside each "
+        "segment RegD puts away what says the same and spends the places on what says something else."
+    )
+
+
+def walk_steps(walk: Walk, tokens: int, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the sentence of each of RegD's steps."""
+    k, absorbed = len(walk.registers), len(walk.absorbed)
+    others, gone = tokens - k, len(walk.prefiltered)
+    return {
+        "registers": f"The {k} tokens with the highest debiased scores are the registers.",
+        "prefilter": (
+            f"{gone} of the {others} other tokens resemble a register of their segment (cosine above "
+            f"{config['tau_filter']:g}) and are out: they would add nothing."
+        ),
+        "dedup": (
+            f"{absorbed} of the {k} registers resemble the pivot before them (cosine above {config['tau_merge']:g}) "
+            f"and are absorbed by {len(walk.pivots)} pivots."
+        ),
+        "fill": (
+            f"The {absorbed} free places go to the most different of the tokens left (Eq. 6): {len(walk.filled)} from "
+            f"clusters, {len(walk.repaired)} by score. Again {k} tokens."
+        ),
+    }
+
+
+def walk_end(result: Result, vanilla: Result | None, same: bool) -> str:
+    own = (
+        f"ShaRP answers “{result.answer.strip() or EMPTY_ANSWER}” from {result.tokens['kept']:.0f} of "
+        f"{result.tokens['visual']:.0f} visual tokens"
+    )
+    if vanilla is None:
+        return f"{own}."
+    if same:
+        return f"{own}; vanilla, with all of them, says the same."
+    return f"{own}; vanilla, with all of them, answers “{vanilla.answer.strip() or EMPTY_ANSWER}”."
+
+
+BENCH_HELP = (
+    "**What was measured before.** Stored results of this project, made by `make results` and `make bench` and kept in "
+    "`docs/results`. Nothing is run here."
+)
+BENCH_NONE = "No stored results were shipped with this copy."
+BENCH_MATCH = [("same tokens", "tokens"), ("same FLOPs as FastV", "flops")]
+BENCH_ABLATION = (
+    "### ShaRP's modules and readings\nThe rows of the paper's Table 5 and each reading the other way round. With "
+    "look-ahead scores no two of those rows differ by more than the interval on these clips; the scoring layer decides."
+)
+BENCH_SPEED = "### Speed\nPrefill of a published configuration with random weights, each round against vanilla."
+BENCH_SPEED_CAPTION = (
+    "Speed-up: median of the ratios within a round. FLOPs ratio: what the arithmetic alone allows. n/a: the times "
+    "spread too much to say."
+)
+BENCH_SPEED_HEAD = ["Method", "Prompt", "Device", "R", "Prefill", "Speed-up", "FLOPs ratio"]
+BENCH_LIMITS = """### What they say, and what they do not
+- **What is kept decides the answer**: with the cut before layer 1, a random choice of as many tokens is far behind.
+- **At equal FLOPs it is a tie.** On these clips ShaRP, FastV and Feather differ by no more than the interval.
+- **Nothing about 7B models.** Two models of 2.5 and 2.8 million parameters, trained on drawn clips, on which attention
+  methods win by construction: the evidence is one or two tokens.
+- **Public benchmarks are not in here**, and speed was measured on a CPU only.
+"""
+
+
+def bench_caption(model: str, count: int) -> str:
+    return f"{model}: exact match in percent (95 % interval), {count} questions about held-out synthetic clips."
+
+
+STORED = "stored"
+KIOSK_BANNER = "Touch the screen to try it"
+KIOSK_HINT = "Stored results of the examples, one after another."
+NO_UPLOAD = "This kiosk answers about its own examples only: pick one of them."
+
+
+def stored(name: str, device: str, dtype: str) -> str:
+    return f"Stored result, computed earlier on {name} ({device}, {dtype}). Press Run to compute it now."

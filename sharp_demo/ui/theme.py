@@ -14,9 +14,13 @@ CSS = """
 #title p { margin: 0; max-width: 76ch; color: var(--body-text-color-subdued); }
 #inputs { max-width: 330px; }
 #clip video { max-height: 236px; }
-#methods .wrap { gap: 4px 10px; }
 #columns .html-container, #examples .html-container, #clip-line .html-container { padding: 0; }
+.js-plotly-plot text:not(.hoverlayer text) { fill: var(--body-text-color) !important; }
 #json-file, #report-file { display: none; }
+@media (prefers-reduced-motion: reduce) {
+  *, ::before, ::after { animation-duration: .01ms !important; animation-iteration-count: 1 !important;
+    transition-duration: .01ms !important; scroll-behavior: auto !important; }
+}
 @media (max-width: 600px) {
   .gradio-container > .main { padding: 4px !important; }
   #title h1 { font-size: 22px; }

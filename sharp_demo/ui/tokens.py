@@ -7,10 +7,13 @@ Gradio writes a .pyi file beside the source of every component class.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+
+from sharp_demo.ui import strings
 
 HERE = Path(__file__).parent
 
@@ -25,7 +28,7 @@ def token_columns(value: Any = None, **kwargs: Any) -> gr.HTML:
     return static_html(
         value,
         markup=(HERE / "tokens.html").read_text("utf-8"),
-        script=(HERE / "tokens.js").read_text("utf-8"),
+        script=f"const STRINGS = {json.dumps(strings.THEATRE)};\n" + (HERE / "tokens.js").read_text("utf-8"),
         css=(HERE / "tokens.css").read_text("utf-8"),
         **kwargs,
     )
@@ -63,7 +66,9 @@ function draw() {
     note.textContent = example.note;
     text.append(question, note);
     button.append(clip, text);
-    button.addEventListener("pointerenter", () => clip.play().catch(() => {}));
+    button.addEventListener("pointerenter", () => {
+      if (!matchMedia("(prefers-reduced-motion: reduce)").matches) clip.play().catch(() => {});
+    });
     button.addEventListener("pointerleave", () => clip.pause());
     button.addEventListener("click", () => {
       for (const other of row.children) other.setAttribute("aria-pressed", String(other === button));

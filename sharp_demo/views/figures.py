@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import plotly.graph_objects as go
 
 from sharp_demo.records import AttentionMaps, Layout, Result, Stage
+from sharp_demo.views.benchmark import Measured
 from sharp_demo.views.colors import SCORE_COLORS, SHARED_COLORS, STAGE_RAMP, method_color
+from sharp_demo.views.evidence import Evidence, evidence_frames
 from sharp_demo.views.overlay import kept_share, scores_by_frame
-from sharp_demo.views.summary import baseline_of, flops_ratio, prefill_speedup
+from sharp_demo.views.summary import baseline_of, comparable, flops_ratio, prefill_speedup
 
 TEXT = "#888"
 GRID = "rgba(128,128,128,.28)"
-FIGURES = ("decode_video", "vision", "bias_setup", "prefill", "decode")
-STAGE_LABELS = {"decode_video": "decode video", "vision": "vision encoder", "bias_setup": "bias set-up (first use)"}
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
+FIGURES = ("decode_video", "vision", "vision_scores", "bias_setup", "prefill", "decode")
+STAGE_LABELS = {
+    "decode_video": "decode video",
+    "vision": "vision encoder",
+    "vision_scores": "vision-tower scores",
+    "bias_setup": "bias set-up (first use)",
+}
 SCORE_LABELS = {"raw": "raw attention", "bias": "position bias (black video)", "debiased": "debiased"}
 
 
@@ -29,10 +38,10 @@ def styled(title: str, x: str, y: str, height: int = 320) -> go.Figure:
             "plot_bgcolor": "rgba(0,0,0,0)",
             "font": {"color": TEXT, "size": 12},
             "height": height,
-            "margin": {"l": 10, "r": 12, "t": 84, "b": 10},
+            "margin": {"l": 10, "r": 12, "t": 44, "b": 10},
             "xaxis": {**axis, "title": {"text": x}},
             "yaxis": {**axis, "title": {"text": y}},
-            "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 11}},
+            "legend": {"orientation": "h", "x": 0, "y": -0.28, "yanchor": "top", "font": {"size": 11}},
             "hoverlabel": {"font": {"size": 12}},
             "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": TEXT},
         }
@@ -52,6 +61,31 @@ def _mark_cuts(figure: go.Figure, layout: Layout, segments: Sequence[Sequence[in
         )
 
 
+def _mark_evidence(figure: go.Figure, evidence: Sequence[Evidence], layout: Layout) -> None:
+    """Shade the stretches that hold the evidence; all of the clip is no mark."""
+    if not evidence or len(evidence_frames(evidence, layout.timestamps)) == layout.frames:
+        return
+    for one in evidence:
+        figure.add_shape(
+            type="rect",
+            x0=one.start,
+            x1=one.end,
+            y0=0,
+            y1=1,
+            yref="paper",
+            fillcolor="rgba(255,196,0,.28)",
+            line={"width": 0},
+            layer="below",
+        )
+    figure.add_scatter(
+        x=[None],
+        y=[None],
+        name="evidence",
+        mode="markers",
+        marker={"symbol": "square", "size": 12, "color": "rgba(255,196,0,.5)"},
+    )
+
+
 def _score_lines(layout: Layout, scores: Mapping[str, Sequence[float]], visible: bool = True) -> list[go.Scatter]:
     """Return one line per score kind over time; `scores` hold one value per frame."""
     return [
@@ -68,8 +102,8 @@ def _score_lines(layout: Layout, scores: Mapping[str, Sequence[float]], visible:
     ]
 
 
-def attention_per_frame(result: Result) -> go.Figure:
-    """Plot a method's scores summed per frame (raw, bias, debiased where it has them), segment cuts dotted."""
+def attention_per_frame(result: Result, evidence: Sequence[Evidence] = ()) -> go.Figure:
+    """Plot a method's scores summed per frame (raw, bias, debiased where it has them), cuts dotted, evidence shaded."""
     figure = styled(f"{result.label}: attention per frame", "time, s", "sum over the frame's tokens")
     figure.add_traces(
         _score_lines(
@@ -78,28 +112,94 @@ def attention_per_frame(result: Result) -> go.Figure:
         )
     )
     _mark_cuts(figure, result.layout, result.segments)
+    _mark_evidence(figure, evidence, result.layout)
     return figure
 
 
-def attention_by_layer(maps: AttentionMaps) -> go.Figure:
-    """Plot raw, bias and debiased attention per frame with a slider over the decoder layers."""
-    figure = styled(f"Attention per frame and layer (λ = {maps.penalty:g})", "time, s", "share of attention", 360)
+def attention_by_layer(maps: AttentionMaps, evidence: Sequence[Evidence] = ()) -> go.Figure:
+    """Plot raw, bias and debiased attention per frame with a slider over the decoder layers, opened at layer 1."""
+    figure = styled(f"Attention per frame and layer (λ = {maps.penalty:g})", "time, s", "share of attention", 400)
     layers = len(maps.raw)
+    chosen = min(1, layers - 1)
     for layer in range(layers):
         kinds = {"raw": maps.raw[layer], "bias": maps.bias[layer], "debiased": maps.debiased[layer]}
-        figure.add_traces(_score_lines(maps.layout, kinds, visible=layer == 0))
+        figure.add_traces(_score_lines(maps.layout, kinds, visible=layer == chosen))
     _mark_cuts(figure, maps.layout, maps.segments)
+    lines = len(figure.data)
+    _mark_evidence(figure, evidence, maps.layout)
+    always = [True] * (len(figure.data) - lines)
     steps = [
         {
             "label": str(layer),
             "method": "restyle",
-            "args": [{"visible": [shown == layer for shown in range(layers) for _ in range(3)]}],
+            "args": [{"visible": [shown == layer for shown in range(layers) for _ in range(3)] + always}],
         }
         for layer in range(layers)
     ]
     figure.update_layout(
-        sliders=[{"active": 0, "steps": steps, "currentvalue": {"prefix": "decoder layer "}, "pad": {"t": 40}}]
+        sliders=[{"active": chosen, "steps": steps, "currentvalue": {"prefix": "decoder layer "}, "pad": {"t": 40}}],
+        # The slider takes the place below; on a phone the legend's lines stand one below the other.
+        legend={"y": 1.0, "yanchor": "bottom"},
+        margin={"t": 124},
     )
+    return figure
+
+
+def attention_map(maps: AttentionMaps, evidence: Sequence[Evidence] = ()) -> go.Figure:
+    """Draw layer by frame what attention each frame gets, before and after debiasing (the paper's Figure 2).
+
+    Every layer is divided by its own attention to the whole video, so that layers that look at the text still show.
+    """
+    figure = styled(
+        f"Layer by frame, before and after debiasing (λ = {maps.penalty:g})", "time, s", "decoder layer", 360
+    )
+    totals = [sum(row) or 1.0 for row in maps.raw]
+    shares = {
+        "raw": [[value / total for value in row] for row, total in zip(maps.raw, totals, strict=True)],
+        "debiased": [[value / total for value in row] for row, total in zip(maps.debiased, totals, strict=True)],
+    }
+    for number, (kind, rows) in enumerate(shares.items(), 1):
+        figure.add_heatmap(
+            x=list(maps.layout.timestamps),
+            y=[str(layer) for layer in range(len(rows))],
+            z=rows,
+            name=SCORE_LABELS[kind],
+            coloraxis="coloraxis",
+            xaxis=f"x{number if number > 1 else ''}",
+            yaxis="y",
+            hovertemplate="%{x:.2f} s, layer %{y}: %{z:.1%}<extra>" + SCORE_LABELS[kind] + "</extra>",
+        )
+    axis = {"title": {"text": "time, s"}, "automargin": True, "showgrid": False}
+    figure.update_layout(
+        xaxis={**axis, "domain": [0, 0.48]},
+        xaxis2={**axis, "domain": [0.52, 1], "anchor": "y"},
+        yaxis={"type": "category", "showgrid": False},
+        coloraxis={"colorscale": "Viridis", "colorbar": {"thickness": 10, "tickformat": ".0%"}},
+    )
+    for number, kind in enumerate(shares):
+        figure.add_annotation(
+            text=SCORE_LABELS[kind],
+            x=0.24 + 0.52 * number,
+            y=1.02,
+            xref="paper",
+            yref="paper",
+            showarrow=False,
+            xanchor="center",
+            yanchor="bottom",
+        )
+    found = evidence_frames(evidence, maps.layout.timestamps)
+    for reference in ("x", "x2") if len(found) < maps.layout.frames else ():
+        for one in evidence:
+            figure.add_shape(
+                type="rect",
+                x0=one.start,
+                x1=one.end,
+                xref=reference,
+                y0=0,
+                y1=1,
+                yref="paper",
+                line={"color": "#ffc400", "width": 2, "dash": "dash"},
+            )
     return figure
 
 
@@ -169,8 +269,7 @@ def latency_bars(results: Sequence[Result]) -> go.Figure:
     figure.update_layout(
         barmode="stack",
         yaxis={"autorange": "reversed"},
-        legend={"y": -0.28, "yanchor": "top", "traceorder": "normal"},
-        margin={"t": 40},
+        legend={"traceorder": "normal"},
         height=_tall(results),
     )
     return figure
@@ -190,7 +289,7 @@ def speedup_bars(results: Sequence[Result]) -> go.Figure:
     baseline = baseline_of(results)
     if baseline is None:
         return _with_note(figure, "Run vanilla too: the ratios are measured against it.")
-    pruned = [result for result in results if result.method != "vanilla"]
+    pruned = [result for result in results if result.method != "vanilla" and comparable(result, baseline)]
     if not pruned:
         return _with_note(figure, "Choose a pruning method to compare with vanilla.")
     labels = [result.label for result in pruned]
@@ -227,7 +326,7 @@ def speedup_bars(results: Sequence[Result]) -> go.Figure:
     return figure
 
 
-def kept_over_time(results: Sequence[Result]) -> go.Figure:
+def kept_over_time(results: Sequence[Result], evidence: Sequence[Evidence] = ()) -> go.Figure:
     """Plot the share of tokens each method kept in every frame."""
     figure = styled("Tokens kept per frame", "time, s", "share kept")
     for index, result in enumerate(results):
@@ -237,14 +336,79 @@ def kept_over_time(results: Sequence[Result]) -> go.Figure:
             name=result.label,
             mode="lines+markers",
             line={"color": method_color(result.method), "width": 2},
-            marker={"size": 7, "symbol": ("circle", "square", "diamond", "triangle-up", "x", "star")[index % 6]},
+            marker={"size": 7, "symbol": SYMBOLS[index % len(SYMBOLS)]},
         )
     for result in results:
         if result.segments:
             _mark_cuts(figure, result.layout, result.segments)
             break
+    if results:
+        _mark_evidence(figure, evidence, results[0].layout)
     figure.update_yaxes(rangemode="tozero", tickformat=".0%")
     return figure
+
+
+def kept_by_layer(results: Sequence[Result]) -> go.Figure:
+    """Plot the share of the visual tokens that entered each decoder layer; layer 0 shows what came in before it."""
+    figure = styled("Visual tokens that enter each layer", "decoder layer", "share of visual tokens")
+    for index, result in enumerate(results):
+        figure.add_scatter(
+            x=list(range(len(result.visual_per_layer))),
+            y=[count / result.tokens["visual"] for count in result.visual_per_layer],
+            name=result.label,
+            mode="lines+markers",
+            line={"color": method_color(result.method), "width": 2, "shape": "hv"},
+            marker={"size": 7, "symbol": SYMBOLS[index % len(SYMBOLS)]},
+        )
+    figure.update_xaxes(dtick=1 if not results or len(results[0].visual_per_layer) <= 12 else 4)
+    figure.update_yaxes(rangemode="tozero", tickformat=".0%")
+    return figure
+
+
+def accuracy_by_retention(stored: Sequence[Measured], results: Sequence[Result]) -> go.Figure:
+    """Plot the stored accuracy of the run's methods against the share kept, and mark the share this run kept."""
+    figure = styled("Stored accuracy against the share of tokens kept", "share of visual tokens kept", "accuracy")
+    rows = [row for row in stored if results and row.model == results[0].model and row.match == "tokens"]
+    whole = next((row for row in rows if row.method == "vanilla"), None)
+    if whole is None:
+        return _with_note(figure, "No stored benchmark for this model.")
+    for number, result in enumerate(results):
+        curve = sorted((row for row in rows if row.method == result.method and row.retention < 1), key=_share)
+        if not curve:
+            continue
+        curve.append(whole)
+        low, high = zip(*(row.ci95 for row in curve), strict=True)
+        accuracy = [row.accuracy for row in curve]
+        figure.add_scatter(
+            x=[row.kept_share for row in curve],
+            y=accuracy,
+            error_y={
+                "array": [top - mean for top, mean in zip(high, accuracy, strict=True)],
+                "arrayminus": [mean - bottom for bottom, mean in zip(low, accuracy, strict=True)],
+                "thickness": 1,
+                "width": 3,
+            },
+            name=curve[0].label,
+            mode="lines+markers",
+            line={"color": method_color(result.method), "width": 2},
+            marker={"size": 7, "symbol": SYMBOLS[number % len(SYMBOLS)]},
+        )
+        share = result.tokens["retention"]
+        figure.add_scatter(
+            x=[share],
+            y=[float(np.interp(share, [row.kept_share for row in curve], accuracy))],
+            name=f"{result.label}: kept in this run",
+            mode="markers",
+            showlegend=False,
+            marker={"size": 17, "symbol": "circle-open", "color": method_color(result.method), "line": {"width": 3}},
+        )
+    figure.update_xaxes(type="log", tickformat=".0%", tickvals=[0.02, 0.05, 0.1, 0.2, 0.5, 1])
+    figure.update_yaxes(tickformat=".0%")
+    return figure
+
+
+def _share(row: Measured) -> float:
+    return row.kept_share
 
 
 def _with_note(figure: go.Figure, text: str) -> go.Figure:

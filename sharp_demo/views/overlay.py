@@ -14,7 +14,7 @@ from PIL import Image
 from sharp_demo.records import Layout, Result
 
 DROPPED = 0
-ROLES = ("dropped", "kept", "register", "filled", "merged", "grid", "dominant")
+ROLES = ("dropped", "kept", "register", "filled", "merged", "grid")
 SPRITE_SIDE = 320  # longest side of one frame in the sprite, pixels
 DIM = 0.28  # brightness of a dropped patch
 
@@ -86,31 +86,40 @@ def scores_by_frame(values: Sequence[float | None], layout: Layout) -> np.ndarra
     return np.nansum(np.asarray(values, dtype=np.float64).reshape(layout.frames, -1), axis=1)
 
 
-def quantise(values: Sequence[float | None]) -> tuple[np.ndarray, float, float]:
-    """Map scores to uint8 between their minimum and 99.5th percentile; return codes and both ends.
+def colour_range(values: Sequence[float | None]) -> tuple[float, float]:
+    """Return the two ends of a colour scale over scores: their 2nd and 99.5th percentile.
 
-    A few sink tokens hold most of the attention: a scale up to the maximum would paint all others black. A slot
-    that was never scored (None) gets the lowest code.
+    A few sink tokens hold most of the attention, and debiased are far below zero: a scale from end to end would
+    paint all others alike.
     """
     array = np.asarray(values, dtype=np.float64)
     if np.isnan(array).all():
-        return np.zeros(array.shape, np.uint8), 0.0, 0.0
-    low, high = float(np.nanmin(array)), float(np.nanquantile(array, 0.995))
-    if high <= low:
-        high = float(np.nanmax(array))
-    span = (high - low) or 1.0
-    scaled = np.clip((np.nan_to_num(array, nan=low) - low) / span, 0, 1)
-    return np.round(scaled * 255).astype(np.uint8), low, high
+        return 0.0, 0.0
+    low, high = (float(end) for end in np.nanquantile(array, (0.02, 0.995)))
+    return (low, high) if high > low else (float(np.nanmin(array)), float(np.nanmax(array)))
 
 
-def encode(codes: np.ndarray) -> str:
-    """Return uint8 codes as base64 text, row-major."""
-    return base64.b64encode(np.ascontiguousarray(codes, dtype=np.uint8).tobytes()).decode("ascii")
+def encode(values: np.ndarray) -> str:
+    """Return an array's values as base64 text, row-major, little-endian."""
+    return base64.b64encode(values.astype(values.dtype.newbyteorder("<")).tobytes()).decode("ascii")
 
 
 def frame_of_clip(layout: Layout, sampled: int) -> list[int]:
     """Return, for each layout frame, the index of the sampled frame that stands for it (the first it covers)."""
     return [min(frame * layout.frames_per_token, sampled - 1) for frame in range(layout.frames)]
+
+
+def nearest_frames(layout: Layout, other: Layout) -> list[int]:
+    """Return, for each frame of a layout, the frame of another layout of the same clip that is nearest in time."""
+    if layout.frames == other.frames:
+        return list(range(layout.frames))  # also where a short clip repeats frames, and so times
+    times = np.asarray(other.timestamps)
+    return [int(np.abs(times - time).argmin()) for time in layout.timestamps]
+
+
+def fullest_layout(results: Sequence[Result]) -> Layout:
+    """Return the layout with the most frames; a method for which memory was short saw fewer than the others."""
+    return max((result.layout for result in results), key=lambda layout: layout.frames)
 
 
 def draw_overlay(frame: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -132,18 +141,21 @@ def draw_overlay(frame: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return np.clip(out, 0, 255).astype(np.uint8)
 
 
-def filmstrip(frames: np.ndarray, result: Result, width: int = 112, gap: int = 3) -> bytes:
+def filmstrip(frames: np.ndarray, result: Result, width: int = 112, gap: int = 3, whole: Layout | None = None) -> bytes:
     """Draw all layout frames of one result beside each other, dropped patches dimmed and hatched; JPEG bytes.
 
-    `frames` are the sampled frames, uint8 [T, H, W, 3].
+    `frames` are the sampled frames, uint8 [T, H, W, 3]; `whole` is the layout that covers all of them, where it is not
+    the result's own.
     """
     layout = result.layout
+    whole = whole or layout
+    shown = frame_of_clip(whole, len(frames))
     mask, _ = role_mask(result)
     height = max(1, round(frames.shape[1] * width / frames.shape[2]))
     per_row = min(layout.frames, 16)
     sheet = Image.new("RGB", (per_row * (width + gap), math.ceil(layout.frames / per_row) * (height + gap)), "white")
-    for position, index in enumerate(frame_of_clip(layout, len(frames))):
-        picture = np.asarray(Image.fromarray(frames[index]).resize((width, height), Image.Resampling.BILINEAR))
+    for position, place in enumerate(nearest_frames(layout, whole)):
+        picture = np.asarray(Image.fromarray(frames[shown[place]]).resize((width, height), Image.Resampling.BILINEAR))
         kept = mask[position].reshape(layout.rows, layout.cols) != DROPPED
         row, col = divmod(position, per_row)
         sheet.paste(Image.fromarray(draw_overlay(picture, kept)), (col * (width + gap), row * (height + gap)))

@@ -16,8 +16,9 @@ from plotly.offline import get_plotlyjs
 from sharp_demo.records import AttentionMaps, Result
 from sharp_demo.views import figures
 from sharp_demo.views.colors import method_color
-from sharp_demo.views.overlay import Sprite, filmstrip, kept_per_frame
-from sharp_demo.views.summary import baseline_of, figures_of
+from sharp_demo.views.evidence import Evidence
+from sharp_demo.views.overlay import Sprite, filmstrip, fullest_layout, kept_per_frame
+from sharp_demo.views.summary import baseline_of, differing_words, figures_of, same_answer
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
@@ -34,6 +35,7 @@ def render_report(
     results: Sequence[Result],
     clip_frames: np.ndarray | Sprite,
     attention: AttentionMaps | None = None,
+    evidence: Sequence[Evidence] = (),
 ) -> str:
     """Render request, answers, figures, kept tokens and charts as one self-contained HTML page.
 
@@ -43,6 +45,7 @@ def render_report(
     results : what each method did; may be empty when all failed.
     clip_frames : the sampled frames, uint8 [T, H, W, 3], or the sprite made of them.
     attention : per-layer maps of `engine.attention`, where they were computed.
+    evidence : where the clip holds the answer, where that is known.
     """
     frames = clip_frames.frames() if isinstance(clip_frames, Sprite) else clip_frames
     baseline = baseline_of(results)
@@ -51,8 +54,10 @@ def render_report(
             "result": result,
             "color": method_color(result.method),
             "figures": figures_of(result, baseline),
-            "strip": base64.b64encode(filmstrip(frames, result)).decode("ascii"),
+            "strip": base64.b64encode(filmstrip(frames, result, whole=fullest_layout(results))).decode("ascii"),
             "kept": kept_per_frame(result),
+            "words": differing_words(result.answer, baseline.answer) if baseline else [(result.answer, False)],
+            "same": same_answer(result.answer, baseline.answer) if baseline and result is not baseline else None,
             "config": json.dumps(result.config, indent=2, default=str),
         }
         for result in results
@@ -61,19 +66,24 @@ def render_report(
     return _TEMPLATES.get_template("report.html").render(
         request={**request, "video": Path(str(request.get("video", ""))).name},
         columns=columns,
-        charts=[_chart(figure) for figure in report_figures(results, attention)],
+        charts=[_chart(figure) for figure in report_figures(results, attention, evidence)],
         plotly_js=get_plotlyjs(),
         data={**data, "request": {**data["request"], "video": Path(str(request.get("video", ""))).name}},
     )
 
 
-def report_figures(results: Sequence[Result], attention: AttentionMaps | None = None) -> list[go.Figure]:
+def report_figures(
+    results: Sequence[Result], attention: AttentionMaps | None = None, evidence: Sequence[Evidence] = ()
+) -> list[go.Figure]:
     """Return the charts of a comparison in reading order."""
     if not results:
         return []
-    charts = [figures.speedup_bars(results), figures.latency_bars(results), figures.kept_over_time(results)]
-    charts += [figures.attention_per_frame(result) for result in results if "debiased" in result.scores]
-    return charts + ([figures.attention_by_layer(attention)] if attention is not None else [])
+    charts = [figures.speedup_bars(results), figures.latency_bars(results), figures.kept_over_time(results, evidence)]
+    charts.append(figures.kept_by_layer(results))
+    charts += [figures.attention_per_frame(result, evidence) for result in results if "debiased" in result.scores]
+    if attention is not None:
+        charts += [figures.attention_by_layer(attention, evidence), figures.attention_map(attention, evidence)]
+    return charts
 
 
 def _chart(figure: go.Figure) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 from sharp_demo.records import Result
 
@@ -21,6 +23,11 @@ class Figure:
 def baseline_of(results: Sequence[Result]) -> Result | None:
     """Return the unpruned result that speed-ups are measured against, or None when vanilla did not run."""
     return next((result for result in results if result.method == "vanilla"), None)
+
+
+def comparable(result: Result, baseline: Result) -> bool:
+    """Return True when both saw the same frames: where memory was short, a result saw fewer (its notes say so)."""
+    return result.tokens["visual"] == baseline.tokens["visual"]
 
 
 def prefill_speedup(result: Result, baseline: Result) -> float:
@@ -74,7 +81,7 @@ def figures_of(result: Result, baseline: Result | None) -> list[Figure]:
             "Visual tokens left after the last prune, of all visual tokens: as achieved, not as asked.",
         )
     ]
-    if baseline is not None and result.method != "vanilla":
+    if baseline is not None and result.method != "vanilla" and comparable(result, baseline):
         figures += [
             Figure(
                 "speedup",
@@ -97,8 +104,14 @@ def figures_of(result: Result, baseline: Result | None) -> list[Figure]:
         Figure(
             "first_token",
             "First token",
-            f"{format_ms(latency['first_token'])} ({latency['vision'] / latency['first_token']:.0%} vision)",
-            "Time to the first answer token, video decoding and vision encoder included; the encoder's share.",
+            format_ms(latency["first_token"]),
+            "Time to the first answer token, video decoding and vision encoder included.",
+        ),
+        Figure(
+            "vision",
+            "of it vision encoder",
+            f"{latency['vision'] / latency['first_token']:.0%}",
+            "The vision encoder's share of the time to the first token; the more is pruned, the larger it is.",
         ),
         Figure("decode", "Per token", format_ms(latency.get("decode_per_token")), "Mean time of each further token."),
         Figure(
@@ -127,3 +140,24 @@ def figures_of(result: Result, baseline: Result | None) -> list[Figure]:
             "Share of the visual tokens that entered a decoder layer, averaged over the layers.",
         ),
     ]
+
+
+def words(text: str) -> list[str]:
+    """Return the words of an answer as they are compared: without case and outer punctuation."""
+    return [bare for word in text.split() if (bare := re.sub(r"^\W+|\W+$", "", word.casefold()))]
+
+
+def differing_words(answer: str, reference: str) -> list[tuple[str, bool]]:
+    """Split an answer into pieces, words and the blanks between them; True for words that `reference` lacks there."""
+    pieces = re.findall(r"\s+|\S+", answer)
+    places = [place for place, piece in enumerate(pieces) if words(piece)]
+    mine = [words(pieces[place])[0] for place in places]
+    same: set[int] = set()
+    for block in SequenceMatcher(None, mine, words(reference), autojunk=False).get_matching_blocks():
+        same.update(places[block.a : block.a + block.size])
+    return [(piece, place in places and place not in same) for place, piece in enumerate(pieces)]
+
+
+def same_answer(answer: str, reference: str) -> bool:
+    """Return whether two answers agree word for word, case and punctuation aside."""
+    return words(answer) == words(reference)

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -26,10 +27,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory) -> Iterator[str]:
-    """Base address of a running app."""
-    folder = tmp_path_factory.mktemp("server")
+@contextmanager
+def serving(
+    folder: Path, program: tuple[str, ...] = ("app.py",), started: list | None = None, **variables: str
+) -> Iterator[str]:
+    """Run app.py with these SHARP_* settings beside the usual ones; yield its base address.
+
+    `program` are other arguments for Python; the process is appended to `started`.
+    """
     port = free_port()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("SHARP_", "GRADIO_"))},
@@ -38,18 +43,36 @@ def server(tmp_path_factory) -> Iterator[str]:
         "SHARP_MAX_QUESTION_CHARS": "200",
         "GRADIO_TEMP_DIR": str(folder / "cache"),
         "HF_HUB_OFFLINE": "1",
+        **variables,
     }
     log = folder / "app.log"
     with log.open("w") as sink:
         process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=sink, stderr=subprocess.STDOUT
+            [sys.executable, *program], cwd=ROOT, env=environment, stdout=sink, stderr=subprocess.STDOUT
         )
+        if started is not None:
+            started.append(process)
         try:
             wait_for(f"http://127.0.0.1:{port}/", process, log)
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
             process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory) -> Iterator[str]:
+    """Base address of a running app."""
+    with serving(tmp_path_factory.mktemp("server")) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def talkative_server(tmp_path_factory, tiny_llava_folder: Path) -> Iterator[str]:
+    """An app whose model has random weights: it never ends an answer, so a run lasts as long as a test needs."""
+    folder = tmp_path_factory.mktemp("talkative")
+    with serving(folder, SHARP_MODEL=str(tiny_llava_folder), SHARP_MAX_NEW_TOKENS="1000") as address:
+        yield address
 
 
 def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
@@ -63,6 +86,21 @@ def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
         except OSError:
             time.sleep(0.2)
     raise AssertionError(f"app.py did not come up:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def checkerboard(tmp_path_factory) -> Path:
+    """A still 7 x 7 board, one cell per visual token of the embedded models; cell (0, 0) is white."""
+    path = tmp_path_factory.mktemp("board") / "board.mp4"
+    white = np.indices((7, 7)).sum(0) % 2 == 0
+    picture = np.kron(np.where(white, 235, 20), np.ones((64, 64)))[..., None].repeat(3, -1).astype(np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 448, 448, "yuv420p"
+        for _ in range(16):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
 
 
 @pytest.fixture(scope="session")

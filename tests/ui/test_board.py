@@ -1,6 +1,7 @@
 """What the page shows after each event, without a browser."""
 
 import base64
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sharp_demo.pruning.registry import list_methods
 from sharp_demo.records import (
     Decoded,
     Done,
+    Encoded,
     MethodDone,
     MethodFailed,
     MethodSpec,
@@ -23,7 +25,7 @@ from sharp_demo.settings import Settings
 from sharp_demo.ui import strings
 from sharp_demo.ui.board import Board, token_view
 from sharp_demo.ui.controls import KNOBS, knob_field, method_specs
-from sharp_demo.ui.inputs import check_request, load_examples
+from sharp_demo.ui.inputs import check_request, evidence_for, load_examples
 from sharp_demo.ui.server import is_foreign
 from tests.views.handmade import make_result
 
@@ -88,7 +90,69 @@ def test_masks_reach_the_page_with_the_kept_counts():
     mask = np.frombuffer(base64.b64decode(view["mask"]), np.uint8)
     assert len(mask) == result.layout.tokens
     assert (mask > 0).sum() == sum(view["kept"]) == result.tokens["kept"]
-    assert set(view["scores"]) == {"raw", "bias", "debiased"}
+    for kind, values in result.scores.items():
+        sent = np.frombuffer(base64.b64decode(view["scores"][kind]["values"]), "<f4")
+        assert sent.tolist() == pytest.approx(values)
+
+
+def test_absorbed_tokens_and_unscored_slots_reach_the_page():
+    result = make_result("sharp", merged_into=[[3, 7], [12, 7]])
+    result.scores["raw"][5] = None
+    view = token_view(result)
+    assert np.frombuffer(base64.b64decode(view["absorbed"]), "<i4").tolist() == [3, 7, 12, 7]
+    assert np.isnan(np.frombuffer(base64.b64decode(view["scores"]["raw"]["values"]), "<f4")).nonzero()[0].tolist() == [
+        5
+    ]
+
+
+def test_a_role_nobody_told_us_of_reaches_the_page_by_its_name():
+    result = make_result("sharp")
+    result.role[0] = ["from-the-future"] * len(result.kept[0])
+    assert "from-the-future" in token_view(result)["roles"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "probability", "kind", "says"),
+    [
+        ("A red circle.", 0.9, "same", "same answer as vanilla"),
+        ("A red circle", 0.6, "same", "30 points less sure"),
+        ("A red circle", 0.91, "same", "1 point more sure"),
+        ("A blue circle.", 0.9, "different", "differs"),
+    ],
+)
+def test_agreement_and_sureness_stand_beside_the_answer(answer, probability, kind, says):
+    board = started()
+    board.apply(MethodDone("Sharp", make_result("sharp", answer=answer, first_token_prob=probability)))
+    assert columns(board)["Sharp"]["badge"] is None, "nothing to compare with yet"
+    board.apply(MethodDone("Vanilla", make_result("vanilla")))
+    shown = columns(board)
+    assert shown["Vanilla"]["badge"] is None
+    assert shown["Sharp"]["badge"]["kind"] == kind
+    assert says in shown["Sharp"]["badge"]["text"]
+    assert (shown["Sharp"]["sure"]["value"], shown["Sharp"]["sure"]["vanilla"]) == (probability, 0.9)
+    assert [word for word, differs in shown["Sharp"]["words"] if differs] == (["blue"] if kind == "different" else [])
+
+
+def test_a_result_with_fewer_frames_is_shown_on_the_frames_of_all_and_compared_with_none():
+    """Memory ran out for one method: it saw every second frame."""
+    whole = make_result("vanilla", frames=4)
+    less = make_result("sharp", frames=2, notes=["Memory ran out: this answer saw only 2 frames."])
+    less.layout = replace(less.layout, timestamps=whole.layout.timestamps[::2])
+    less.merged_into = [[3, 17], [20, 4]]
+    board = started()
+    board.apply(Encoded(whole.layout, whole.layout.tokens, 1.0, False))
+    board.apply(MethodDone("Vanilla", whole))
+    board.apply(MethodDone("Sharp", less))
+    shown = columns(board)["Sharp"]
+    assert (shown["tokens"]["frames"], shown["tokens"]["segments"]) == (4, [[0, 2], [2, 4]])
+    mask = np.frombuffer(base64.b64decode(shown["tokens"]["mask"]), np.uint8).reshape(4, -1)
+    own = np.frombuffer(base64.b64decode(token_view(less)["mask"]), np.uint8).reshape(2, -1)
+    assert (mask == own[[0, 0, 1, 1]]).all()
+    absorbed = np.frombuffer(base64.b64decode(shown["tokens"]["absorbed"]), np.int32).reshape(-1, 2)
+    assert absorbed.tolist() == [[3, 32], [18, 32], [35, 4], [50, 4]]
+    assert shown["tokens"]["kept"] == [len(less.kept[frame]) for frame in (0, 0, 1, 1)]
+    assert "saw only 2 frames" in shown["note"]
+    assert {figure["key"] for figure in shown["figures"]}.isdisjoint({"speedup", "flops_ratio"})
 
 
 def test_frames_are_sent_once_as_a_file_and_only_with_results():
@@ -153,6 +217,20 @@ def test_examples_are_there_and_have_questions():
     examples = load_examples(Settings())
     assert len(examples) >= 4
     assert all(example.question.endswith("?") and example.video.stat().st_size < 300_000 for example in examples)
+
+
+def test_evidence_is_known_for_the_examples_own_question_and_film_only(tmp_path):
+    examples = load_examples(Settings())
+    assert all(example.evidence for example in examples)
+    first = examples[0]
+    copy = tmp_path / "upload.mp4"
+    copy.write_bytes(first.video.read_bytes())
+    assert evidence_for(examples, str(copy), first.question) == first.evidence
+    assert evidence_for(examples, str(copy), "Another question?") == ()
+    copy.write_bytes(b"x" * copy.stat().st_size)
+    assert evidence_for(examples, str(copy), first.question) == ()
+    copy.unlink()
+    assert evidence_for(examples, str(copy), first.question) == (), "an upload may be deleted while its page is open"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlparse
 
 import gradio as gr
@@ -18,7 +19,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 ENDED = "['done', 'stopped', 'error'].includes(document.querySelector('.sd-status').dataset.phase)"
 RUN_MS = 120_000
+SCREENS = Path(__file__).resolve().parents[2] / "build" / "screens"
 PAYLOADS = [
+    "\u202eright to left\u202c \u0007\u0000 مرحبا",
     "<img src=x onerror='window.__x=1'>",
     "${window.__x=1}",
     "{{constructor.constructor('window.__x=1')()}}",
@@ -78,6 +81,14 @@ def ask(page: Page, question: str) -> None:
     page.locator("#question textarea").fill(question)
 
 
+def answer_length(page: Page, tokens: int) -> None:
+    field = page.locator("#max-new input[type=number]")
+    if not field.is_visible():
+        page.get_by_role("button", name="Advanced").click()
+    field.fill(str(tokens))
+    field.press("Tab")
+
+
 def run(page: Page) -> str:
     """Press Run, wait for the end, and return the phase."""
     before = page.locator(".sd").get_attribute("data-phase")
@@ -134,7 +145,7 @@ def test_upload_ask_run_move_and_run_again(watched, server, clip):
     page.locator(".sd-modes label", has_text="debiased").click()
     assert "no such score" in page.locator(".sd-probe").first.inner_text()
     assert page.locator(".sd-probe").last.inner_text().startswith("colour:")
-    assert page.locator(".js-plotly-plot").count() == 4
+    expect(page.locator(".js-plotly-plot")).to_have_count(6)
 
     ask(page, "And now?")
     assert run(page) == "done"
@@ -144,35 +155,146 @@ def test_upload_ask_run_move_and_run_again(watched, server, clip):
     watched.assert_clean()
 
 
-def test_kept_counts_on_the_page_are_the_masks(watched, server, clip):
-    """The bright patches of the drawn frame are as many as the figures say."""
+# Brightness at four points near each cell's corners, away from marks and outlines: [row][col][point], 0 to 255.
+CORNERS = """(canvas, [rows, cols]) => {
+  const pen = canvas.getContext("2d");
+  const at = (row, col) => [[.22, .78], [.78, .22], [.78, .78], [.5, .5]].map(([down, right]) => {
+    const x = Math.floor((col + right) * canvas.width / cols), y = Math.floor((row + down) * canvas.height / rows);
+    const [r, g, b] = pen.getImageData(x, y, 1, 1).data;
+    return (r + g + b) / 3;
+  });
+  return [...Array(rows).keys()].map(row => [...Array(cols).keys()].map(col => at(row, col)));
+}"""
+
+
+def saved_json(page: Page, path) -> dict:
+    with page.expect_download() as download:
+        page.locator("#save-json").click()
+    download.value.save_as(path)
+    return json.loads(path.read_text())
+
+
+def rank(scores: list[float], slot: int) -> int:
+    return 1 + sum(other > scores[slot] for other in scores)
+
+
+def test_board_lines_up_and_every_token_tells_what_the_json_says(watched, server, checkerboard, tmp_path):
+    """On a clip with one token a cell, a kept cell shows its own colour up to its corners, a dropped one is dark."""
     watched.open(server)
     page = watched.page
-    upload(page, clip)
-    ask(page, "What moves?")
+    upload(page, checkerboard)
+    ask(page, "What color is the brief flash?")
     assert run(page) == "done"
     page.wait_for_selector(".sd-canvas")
-    frames = int(page.locator(".sd-frame").get_attribute("max")) + 1
-    kept = 0
-    for frame in range(frames):
+    results = saved_json(page, tmp_path / "board.json")["results"]
+    canvases = page.locator(".sd-canvas")
+    bright = [0] * len(results)
+    for frame in range(results[0]["layout"]["frames"]):
         page.locator(".sd-frame").fill(str(frame))
-        kept += int(re.search(r": (\d+) of", labels(page)[-1])[1])
-    shown = page.locator(".sd-card").last.locator(".sd-big strong").first.inner_text()
-    assert kept == int(shown.split("/")[0])
+        for number, result in enumerate(results):
+            assert (result["layout"]["rows"], result["layout"]["cols"]) == (7, 7)
+            points = canvases.nth(number).evaluate(CORNERS, [7, 7])
+            for cell in range(49):
+                row, col = divmod(cell, 7)
+                white, kept = (row + col) % 2 == 0, cell in result["kept"][frame]
+                seen = points[row][col]
+                assert all(value > 190 if white and kept else value < 170 for value in seen), (frame, cell, seen)
+                bright[number] += kept and white
+    whites = [sum((i // 7 + i % 7) % 2 == 0 for kept in result["kept"] for i in kept) for result in results]
+    assert bright == whites
+    for number, (result, picture) in enumerate(zip(results, pictures_of(page), strict=True)):
+        shown = page.locator(".sd-card").nth(number).locator(".sd-big strong").first.inner_text()
+        assert int(shown.split("/")[0]) == result["tokens"]["kept"] == sum(map(len, result["kept"])) == picture
+
+    for frame, row, col in ((0, 0, 0), (3, 6, 2), (9, 2, 5), (15, 6, 6)):
+        page.locator(".sd-frame").fill(str(frame))
+        box = canvases.last.bounding_box()
+        canvases.last.hover(position={"x": (col + 0.5) * box["width"] / 7, "y": (row + 0.5) * box["height"] / 7})
+        for number, result in enumerate(results):
+            told = page.locator(".sd-probe").nth(number).evaluate("node => ({...node.dataset})")
+            slot = frame * 49 + row * 7 + col
+            assert [int(told[name]) for name in ("token", "frame", "row", "col")] == [slot, frame, row, col]
+            assert float(told["time"]) == result["layout"]["timestamps"][frame]
+            cell, kept = row * 7 + col, result["kept"][frame]
+            into = dict(result["merged_into"]).get(slot)
+            fate = (
+                result["role"][frame][kept.index(cell)] if cell in kept else "dropped" if into is None else "absorbed"
+            )
+            assert told["fate"] == fate
+            assert told.get("target") == (None if into is None else str(into))
+            scores = {kind: values for kind, values in result["scores"].items() if values[slot] is not None}
+            for kind, values in scores.items():
+                assert float(told[kind]) == values[slot], "the very number, not a rounded one"
+            if scores:
+                by = [kind for kind in ("raw", "bias", "debiased") if kind in scores][-1]
+                known = [-1e9 if value is None else value for value in scores[by]]
+                assert int(told["rank"]) == rank(known, slot)
     watched.assert_clean()
 
 
-@pytest.mark.full  # needs a run longer than the trained tiny model's; not yet reliable
-def test_stop_labels_what_did_not_finish_and_the_next_run_is_whole(watched, server, clip):
+def pictures_of(page: Page) -> list[int]:
+    """Kept tokens that each column's picture claims, over all frames."""
+    counts = [0] * page.locator(".sd-canvas").count()
+    for frame in range(int(page.locator(".sd-frame").get_attribute("max")) + 1):
+        page.locator(".sd-frame").fill(str(frame))
+        for number, label in enumerate(labels(page)):
+            counts[number] += int(re.search(r": (\d+) of", label)[1])
+    return counts
+
+
+def test_one_timeline_by_keys_by_segments_and_by_the_clip(watched, server):
     watched.open(server)
+    page = watched.page
+    page.locator("#examples button").nth(4).click()
+    page.wait_for_selector("#clip video")
+    assert run(page) == "done"
+    page.wait_for_selector(".sd-canvas")
+    frame = "Number(document.querySelector('.sd-frame').value)"
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("5")
+    assert page.evaluate(frame) == 8, "the fifth tenth of 16 frames"
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate(frame) == 7
+    page.keyboard.press(" ")
+    page.wait_for_function(f"{frame} === 9")
+    page.keyboard.press(" ")
+    assert page.locator(".sd-play").get_attribute("aria-pressed") == "false"
+    for label in labels(page):
+        assert f"frame {page.evaluate(frame) + 1} of 16" in label
+
+    # The slider's thumb, the tracks and the frames of the clip agree on where a frame is.
+    blocks = page.locator(".sd-block").evaluate_all("all => all.map(one => one.getAttribute('aria-label'))")
+    assert blocks[0] == "evidence, frames 11 to 11"
+    assert len([block for block in blocks if "segments" in block]) >= 2
+    page.locator(".sd-block").first.click()
+    assert page.evaluate(frame) == 10
+    track = page.locator(".sd-track").first.bounding_box()
+    page.mouse.click(track["x"] + track["width"] * 12.5 / 16, page.locator(".sd-frame").bounding_box()["y"] + 12)
+    assert page.evaluate(frame) == 12
+
+    # Tokens by keyboard, in every column at once.
+    page.locator(".sd-canvas").nth(1).focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    for probe in page.locator(".sd-probe").all():
+        assert [probe.get_attribute(f"data-{name}") for name in ("row", "col")] == ["3", "4"]
+    assert page.evaluate(frame) == 12, "arrows move between tokens while the picture has the focus"
+    page.keyboard.press("Escape")
+    assert page.locator(".sd-probe").first.get_attribute("data-row") is None
+
+    page.locator("#clip video").evaluate("clip => { clip.currentTime = 2.8; }")
+    page.wait_for_function(f"{frame} === 5")
+    watched.assert_clean()
+
+
+def test_stop_labels_what_did_not_finish_and_the_next_run_is_whole(watched, talkative_server, clip):
+    watched.open(talkative_server)
     page = watched.page
     upload(page, clip)
     ask(page, "Describe everything that happens, at length.")
     for method in ("Random", "Uniform", "Latest"):
         page.locator("#methods").get_by_label(method, exact=True).check()
-    page.get_by_role("button", name="Advanced").click()
-    page.locator("#max-new input[type=number]").fill("128")
-    page.locator("#max-new input[type=number]").press("Tab")
+    answer_length(page, 1000)
     page.locator("#run").click()
     page.wait_for_selector(".sd-card[data-status=running]", timeout=RUN_MS)
     page.locator("#stop").click()
@@ -183,21 +305,22 @@ def test_stop_labels_what_did_not_finish_and_the_next_run_is_whole(watched, serv
     assert set(ends) <= {"done", "stopped"}
     assert "stopped" in ends
     assert "Stopped" in page.locator(".sd-status").inner_text()
+    answer_length(page, 8)
     assert run(page) == "done"
     assert statuses(page) == ["done"] * 7
     watched.assert_clean()
 
 
-@pytest.mark.full  # needs a run longer than the trained tiny model's; not yet reliable
-def test_a_waiting_page_can_leave_and_stops_nobody_else(browser, server, clip):
+def test_a_waiting_page_can_leave_and_stops_nobody_else(browser, talkative_server, clip):
     first, second = (browser.new_context(viewport={"width": 1440, "height": 900}) for _ in range(2))
     running, waiting = Watched(first.new_page()), Watched(second.new_page())
     for watched in (running, waiting):
-        watched.open(server)
+        watched.open(talkative_server)
         upload(watched.page, clip)
         ask(watched.page, "Describe everything that happens, at length.")
         for method in ("Random", "Uniform", "Latest"):
             watched.page.locator("#methods").get_by_label(method, exact=True).check()
+    answer_length(running.page, 400)  # so that it is still running when the other one leaves
     running.page.locator("#run").click()
     running.page.wait_for_function("document.querySelector('.sd').dataset.phase === 'running'")
     waiting.page.locator("#run").click()
@@ -259,8 +382,12 @@ def test_hostile_answer_label_and_note_are_inert(watched):
         "note": text,
         "figures": [{"key": "kept", "label": text, "value": text, "help": text}],
         "tokens": None,
+        "words": [[text, False], [text, True]],
+        "badge": {"kind": "same", "text": text},
+        "sure": {"value": 0.5, "vanilla": None, "text": text},
     }
-    board = {"run": "1", "phase": "done", "message": text, "clip": None, "columns": [column]}
+    known = {"question": text, "query": "", "evidence": [], "clip": None}
+    board = {"run": "1", "phase": "done", "message": text, "columns": [column], **known}
     with gr.Blocks(analytics_enabled=False) as demo:
         token_columns(board, elem_id="columns")
         plain_text(text, elem_id="line")
@@ -270,7 +397,8 @@ def test_hostile_answer_label_and_note_are_inert(watched):
         watched.open(url)
         page = watched.page
         page.wait_for_selector(".sd-card")
-        assert page.locator(".sd-answer").text_content() == text
+        assert page.locator(".sd-answer").text_content() == text + text
+        assert page.locator(".sd-badge").text_content() == text
         assert page.locator("#line p").text_content() == text
         assert page.locator("#row strong").text_content() == text
         page.wait_for_timeout(300)
@@ -280,7 +408,19 @@ def test_hostile_answer_label_and_note_are_inert(watched):
         demo.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (768, "dark"), (1440, "dark")])
+def screens(first: tuple[int, str]) -> list:
+    """Every width in both colour schemes; only the first in the quick volume."""
+    every = [(width, scheme) for width in (390, 768, 1440) for scheme in ("light", "dark")]
+    return [first, *(pytest.param(*screen, marks=pytest.mark.full) for screen in every if screen != first)]
+
+
+def keep_screenshot(page: Page, name: str) -> None:
+    """Write the whole page to build/screens, for people to look at."""
+    SCREENS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENS / f"{name}.png", full_page=True)
+
+
+@pytest.mark.parametrize(("width", "scheme"), screens((390, "dark")))
 def test_example_click_on_every_screen(browser, server, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 850}, color_scheme=scheme)
     watched = Watched(context.new_page())
@@ -299,6 +439,7 @@ def test_example_click_on_every_screen(browser, server, width, scheme):
         }).map((node) => node.className)"""
     )
     assert not too_wide
+    keep_screenshot(page, f"compare-{width}-{scheme}")
     watched.assert_clean()
     context.close()
 

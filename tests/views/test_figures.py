@@ -2,10 +2,14 @@ import pytest
 from handmade import make_result
 
 from sharp_demo.records import AttentionMaps, Layout
+from sharp_demo.settings import Settings
 from sharp_demo.views import figures, summary
+from sharp_demo.views.benchmark import Measured, load_benchmark, pack_benchmark
 from sharp_demo.views.colors import METHOD_COLORS, method_color
+from sharp_demo.views.evidence import Evidence, evidence_frames
 
 BASIC = {"bar", "scatter"}
+LATE = (Evidence(2.0, 3.0, (0.0, 0.0, 0.5, 0.5)),)
 
 
 def test_stages_sum_to_the_total(results):
@@ -76,14 +80,20 @@ def test_attention_by_layer_shows_one_layer_at_a_time():
     layers = [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]
     maps = AttentionMaps(Layout(2, 1, 1, 1, (0.0, 1.0)), 0.6, layers, layers, layers, [[0, 1], [1, 2]])
     figure = figures.attention_by_layer(maps)
-    assert sum(bool(trace.visible) for trace in figure.data) == 3
+    assert figure.layout.sliders[0].active == 1
+    assert [list(trace.y) for trace in figure.data if trace.visible] == [layers[1]] * 3
     for layer, step in enumerate(figure.layout.sliders[0].steps):
         shown = [trace for trace, visible in zip(figure.data, step.args[0]["visible"], strict=True) if visible]
         assert [list(trace.y) for trace in shown] == [layers[layer]] * 3
 
 
 def test_charts_are_basic_and_transparent(results):
-    charts = [figures.latency_bars(results), figures.speedup_bars(results), figures.kept_over_time(results)]
+    charts = [
+        figures.latency_bars(results),
+        figures.speedup_bars(results),
+        figures.kept_over_time(results),
+        figures.kept_by_layer(results),
+    ]
     for figure in [*charts, figures.attention_per_frame(results[-1])]:
         assert {trace.type for trace in figure.data} <= BASIC
         assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0,0,0,0)"
@@ -109,4 +119,89 @@ def test_figures_report_what_was_achieved(results):
 
 def test_first_token_says_how_much_of_it_the_vision_encoder_took():
     shown = {figure.key: figure.value for figure in summary.figures_of(make_result(), None)}
-    assert shown["first_token"].endswith("(20% vision)")  # 4 of 8 + 4 + 8 ms
+    assert shown["vision"] == "20%"  # 4 of 8 + 4 + 8 ms
+
+
+def test_evidence_is_shaded_where_it_is_and_only_if_it_is_not_everywhere(results):
+    for figure in (figures.attention_per_frame(results[-1], LATE), figures.kept_over_time(results, LATE)):
+        assert [(shape.x0, shape.x1) for shape in figure.layout.shapes if shape.type == "rect"] == [(2.0, 3.0)]
+        assert figure.data[-1].name == "evidence"
+    everywhere = figures.kept_over_time(results, [Evidence(0.0, 9.0)])
+    assert not [shape for shape in everywhere.layout.shapes if shape.type == "rect"]
+    assert evidence_frames(LATE, [1.9, 2.0, 2.9, 3.0]) == [1, 2]
+
+
+def test_evidence_stays_while_the_layer_changes():
+    layers = [[0.1, 0.2, 0.3], [0.3, 0.4, 0.5]]
+    maps = AttentionMaps(Layout(3, 1, 1, 1, (0.0, 1.0, 2.0)), 0.6, layers, layers, layers, [[0, 3]])
+    figure = figures.attention_by_layer(maps, LATE)
+    for step in figure.layout.sliders[0].steps:
+        assert len(step.args[0]["visible"]) == len(figure.data)
+        assert step.args[0]["visible"][-1]
+
+
+def test_the_map_holds_every_layer_and_frame_as_a_share_of_the_layer():
+    raw, debiased = [[0.1, 0.3], [0.0, 0.0]], [[0.05, -0.1], [0.2, 0.2]]
+    maps = AttentionMaps(Layout(2, 1, 1, 1, (0.0, 1.0)), 0.6, raw, raw, debiased, [[0, 2]])
+    before, after = figures.attention_map(maps).data
+    assert [list(row) for row in before.z] == [pytest.approx([0.25, 0.75]), [0.0, 0.0]]
+    assert [list(row) for row in after.z] == [pytest.approx([0.125, -0.25]), [0.2, 0.2]]
+    assert before.coloraxis == after.coloraxis, "one scale for both"
+
+
+def stored(method: str, share: float, accuracy: float, match: str = "tokens") -> Measured:
+    return Measured("tiny", method, method.title(), match, share, share, accuracy, (accuracy, accuracy), 9, share)
+
+
+def test_accuracy_is_the_stored_one_and_the_ring_is_this_runs_share():
+    rows = [stored("vanilla", 1.0, 0.9), stored("fastv", 0.4, 0.6), stored("fastv", 0.2, 0.5)]
+    rows += [stored("fastv", 0.3, 0.1, "flops"), stored("fastv:layer=1", 0.3, 0.2)]
+    figure = figures.accuracy_by_retention(rows, [make_result("fastv", keep=18, model="tiny")])
+    curve, ring = figure.data
+    assert (list(curve.x), list(curve.y)) == ([0.2, 0.4, 1.0], [0.5, 0.6, 0.9])
+    assert (ring.x[0], ring.y[0]) == (pytest.approx(0.3), pytest.approx(0.55))
+    elsewhere = figures.accuracy_by_retention(rows, [make_result("fastv", model="another")])
+    assert "No stored benchmark" in elsewhere.layout.annotations[0].text
+
+
+def test_stored_benchmark_covers_both_embedded_models(tmp_path):
+    rows = load_benchmark(Settings().assets)
+    assert {row.model for row in rows} == set(Settings().embedded)
+    assert all(row.ci95[0] <= row.accuracy <= row.ci95[1] for row in rows)
+    assert load_benchmark(tmp_path) == []
+    line = {"model": "m", "method": "a", "label": "A", "match": "tokens", "retention": 0.2, "kept_share": 0.2}
+    packed = pack_benchmark([{**line, "accuracy": 0.5, "ci95": [0.4, 0.6], "n": 3, "tflops_ratio": 0.3, "right": "1"}])
+    assert dict(zip(packed["fields"], packed["rows"][0], strict=True))["flops_share"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "marked"),
+    [
+        ("A is the letter.", "A is the letter.", []),
+        ("a is the  letter", "A is the letter.", []),
+        ("T is the letter.", "A is the letter.", ["T"]),
+        ("A big red fox", "A red fox", ["big"]),
+        ("", "A red fox", []),
+        ("... <b>", "A red fox", ["<b>"]),
+    ],
+)
+def test_words_that_differ_are_marked_and_nothing_is_lost(answer, reference, marked):
+    pieces = summary.differing_words(answer, reference)
+    assert "".join(piece for piece, _ in pieces) == answer
+    assert [piece for piece, differs in pieces if differs] == marked
+    assert summary.same_answer(answer, reference) is (not marked and bool(answer))
+
+
+def test_a_result_with_fewer_frames_has_no_speed_up():
+    less = make_result("fastv", frames=2)
+    figure = figures.speedup_bars([make_result("vanilla"), make_result("sharp"), less])
+    assert {label for bar in figure.data for label in bar.x} - {None} == {"Sharp"}
+    alone = figures.speedup_bars([make_result("vanilla"), less])
+    assert not alone.data
+
+
+def test_tokens_by_layer_are_the_runs_own(results):
+    figure = figures.kept_by_layer(results)
+    for trace, result in zip(figure.data, results, strict=True):
+        assert [round(share * result.tokens["visual"]) for share in trace.y] == result.visual_per_layer
+        assert list(trace.x) == list(range(len(result.visual_per_layer)))

@@ -1,8 +1,11 @@
 import base64
+import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from handmade import make_result
+from PIL import Image
 
 from sharp_demo.views import overlay
 
@@ -51,27 +54,29 @@ def test_grid_spans_frames_that_do_not_divide_evenly():
     assert (drawn[25:, 19:] == 200).all()
 
 
-def test_quantise_keeps_order_and_survives_constant_scores():
-    codes, low, high = overlay.quantise([0.0, 0.5, 1.0])
-    assert codes.tolist() == sorted(codes.tolist())
-    assert low == 0.0
+def test_colour_range_leaves_sinks_out_and_survives_constant_scores():
+    scores = [-9.0, *np.linspace(0, 1, 998), 50.0]
+    low, high = overlay.colour_range(scores)
+    assert low == pytest.approx(0.02, abs=0.002)
     assert high == pytest.approx(1.0, abs=0.01)
-    codes, *_ = overlay.quantise([3.0, 3.0])
-    assert codes.tolist() == [0, 0]
+    assert overlay.colour_range([3.0, 3.0]) == (3.0, 3.0)
 
 
 def test_slots_that_were_never_scored_count_nothing():
     layout = make_result(frames=2, rows=1, cols=2, keep=1).layout
     assert overlay.scores_by_frame([0.5, None, None, 0.25], layout).tolist() == [0.5, 0.25]
-    codes, low, high = overlay.quantise([None, 2.0, 1.0])
-    assert (codes[0], low) == (0, 1.0)
-    assert high == pytest.approx(2.0, abs=0.01)
-    assert overlay.quantise([None, None])[0].tolist() == [0, 0]
+    assert overlay.colour_range([None, 2.0, 1.0]) == pytest.approx((1.0, 2.0), abs=0.03)
+    assert overlay.colour_range([*[1.0] * 9999, 2.0]) == (1.0, 2.0)
+    assert overlay.colour_range([None, None]) == (0.0, 0.0)
 
 
-def test_encode_is_row_major():
+def test_encode_is_row_major_and_little_endian():
     codes = np.arange(6, dtype=np.uint8).reshape(2, 3)
     assert list(base64.b64decode(overlay.encode(codes))) == [0, 1, 2, 3, 4, 5]
+    swapped = np.array([1.5, np.nan], dtype=">f4")
+    back = np.frombuffer(base64.b64decode(overlay.encode(swapped)), "<f4")
+    assert back[0] == 1.5
+    assert np.isnan(back[1])
 
 
 def test_layout_frames_map_to_the_first_frame_they_cover():
@@ -84,3 +89,18 @@ def test_layout_frames_map_to_the_first_frame_they_cover():
 
 def test_filmstrip_is_a_jpeg(clip):
     assert overlay.filmstrip(clip, make_result())[:2] == b"\xff\xd8"
+
+
+def test_a_result_with_fewer_frames_is_drawn_on_the_frames_it_saw():
+    whole = make_result(frames=4).layout
+    half = replace(make_result(frames=2), layout=replace(make_result(frames=2).layout, timestamps=(0.0, 2.0)))
+    assert overlay.nearest_frames(half.layout, whole) == [0, 2]
+    assert overlay.nearest_frames(whole, half.layout) == [0, 0, 1, 1]
+    assert overlay.fullest_layout([half, make_result(frames=4)]) == whole
+    still = replace(whole, timestamps=(0.0,) * 4)
+    assert overlay.nearest_frames(still, still) == [0, 1, 2, 3], "a clip that repeats frames"
+    grey = np.stack([np.full((30, 40, 3), value, np.uint8) for value in (20, 90, 160, 230)])
+    keep_all = replace(half, kept=[list(range(15))] * 2, role=[["kept"] * 15] * 2)
+    strip = np.asarray(Image.open(io.BytesIO(overlay.filmstrip(grey, keep_all, gap=0, whole=whole))).convert("L"))
+    assert abs(int(strip[5, 50]) - 20) < 8
+    assert abs(int(strip[5, 170]) - 160) < 8

@@ -15,6 +15,7 @@ HOSTILE = [
     "${window.__x=1}",
     "{{ 7 * 7 }}{{config}}",
     "{% for a in b %}",
+    "\u202eback to front\u202c \u0007 مرحبا",
 ]
 
 
@@ -42,9 +43,16 @@ def test_report_is_self_contained_and_hides_server_paths(clip, results):
     assert not re.findall(r'(?:src|href)="(?!data:)', body)
     assert page.count("plotly.js v") == 1
     for result in results:
-        assert f"<h3>{result.label}</h3>" in page
+        assert f'<h3 dir="auto">{result.label}</h3>' in page
 
 
 def test_report_from_a_sprite_and_without_results(clip):
     assert "data:image/jpeg" in render_report(request(), [make_result()], make_sprite(clip))
     assert "No method finished" in render_report(request(), [], clip)
+
+
+def test_report_marks_what_differs_from_vanilla(clip):
+    page = render_report(request(), [make_result("vanilla"), make_result(answer="A blue circle.")], clip)
+    assert re.findall(r"<mark>(.*?)</mark>", page) == ["blue"]
+    assert page.count("Differs from vanilla") == 1
+    assert "90.0% sure" in page
