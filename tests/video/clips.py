@@ -6,8 +6,10 @@ or white bars give the frame number in binary, the highest bit left, over a blue
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -84,7 +86,7 @@ def write_clip(
     rate = Fraction(fps).limit_denominator(1000)
     clock = 1 / rate if times is None else Fraction(1, 1000)
     ticks = list(range(len(pictures))) if times is None else [round(t * 1000) for t in times]
-    with av.open(str(path), "w", format=demuxer, options=container or {}) as output:
+    with _same_scheduling(), av.open(str(path), "w", format=demuxer, options=container or {}) as output:
         stream = output.add_stream(encoder, rate=rate, options=defaults | (options or {}))
         stream.width, stream.height = size
         stream.pix_fmt = pixels or PIXELS.get(codec, "yuv420p")
@@ -104,6 +106,22 @@ def write_clip(
         if sound is not None:
             _mux_silence(output, sound, float(ticks[-1] * clock))
     return path
+
+
+@contextmanager
+def _same_scheduling() -> Iterator[None]:
+    """Undo what SVT-AV1 does when it runs as root: it turns its caller's thread into a real-time one for good.
+
+    Every later child (decoders, the app, Chromium) would inherit that and starve the machine.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def write_sound(path: str | Path, seconds: float = 1.0) -> Path:

@@ -1,5 +1,6 @@
 """Real files of every accepted kind become the right frames at the right times, whichever decoder ran."""
 
+import os
 from importlib.util import find_spec
 
 import numpy as np
@@ -198,3 +199,11 @@ def test_probe_says_what_decode_says(h264, limits):
 def test_without_decord_pyav_leads(h264, limits, monkeypatch):
     monkeypatch.setattr(reader, "find_spec", lambda name: None)
     assert decode(h264, 4, limits).info.decoder == "pyav"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system has no scheduling policies")
+def test_writing_av1_leaves_the_tests_ordinary_processes(tmp_path):
+    """As root, SVT-AV1 makes its caller a real-time thread, which all children inherit: the machine stalls."""
+    before = os.sched_getscheduler(0)
+    write_clip(tmp_path / "a.mp4", "av1", 4)
+    assert os.sched_getscheduler(0) == before

@@ -1,18 +1,24 @@
-"""Damaged files give a clip or a typed error, never anything else, and soon."""
+"""Damaged files and files made to hurt give a clip or a typed error, never anything else, and soon.
+
+`tools/fuzz_video.py` runs the same cases and writes the table of docs/security.md.
+"""
 
 import random
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from sharp_demo.errors import VideoError
 from sharp_demo.settings import Settings
-from sharp_demo.video import ERROR_KINDS, Clip, decode
-from tests.video.clips import write_clip
-from tests.video.test_refusals import assert_fit_for_users
+from sharp_demo.video import ERROR_KINDS, Clip, decode, reader
+from sharp_demo.video.sandbox import run_child
+from tests.video.clips import without_frames, write_clip, write_sound
+from tests.video.test_refusals import FFCONCAT, HLS, SVG, assert_fit_for_users
 
 SOURCES = {
     "h264": "a.mp4",
@@ -54,28 +60,117 @@ def clip_or_error(path: Path, limits: Settings) -> Clip | VideoError:
         return error
 
 
-def run(codec: str, count: int, folder: Path, limits: Settings) -> None:
+def check(outcome: Clip | VideoError, seconds: float) -> None:
+    """Assert what holds for every file, whatever is wrong with it."""
+    assert seconds < 35
+    if isinstance(outcome, VideoError):
+        assert outcome.kind in ERROR_KINDS
+        assert_fit_for_users(str(outcome))
+        return
+    assert outcome.frames.shape[0] == len(outcome.timestamps) == 6
+    assert outcome.frames.dtype == np.uint8
+    assert outcome.frames.shape[1] <= 768
+    assert outcome.frames.shape[2] <= 768
+    assert list(outcome.timestamps) == sorted(outcome.timestamps)
+
+
+def run(codec: str, count: int, folder: Path, limits: Settings) -> list[tuple[str, float]]:
+    """Decode `count` damaged copies; return (outcome, seconds) of each, outcome "decoded" or a kind of error."""
     name = SOURCES[codec]
     path = folder / name
     whole = write_clip(path, codec, frames=24).read_bytes()
     rng = random.Random(f"{codec} 1")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcomes = []
     for number in range(count):
         path.write_bytes(mutate(whole, rng))
         start = time.monotonic()
         outcome = clip_or_error(path, limits)
-        assert time.monotonic() - start < 35, number
-        if isinstance(outcome, VideoError):
-            assert outcome.kind in ERROR_KINDS, number
-            assert_fit_for_users(str(outcome))
-        else:
-            clip = outcome
-            assert clip.frames.shape[0] == len(clip.timestamps) == 6
-            assert clip.frames.dtype == np.uint8
-            assert clip.frames.shape[1] <= 768
-            assert clip.frames.shape[2] <= 768
-            assert list(clip.timestamps) == sorted(clip.timestamps)
+        seconds = time.monotonic() - start
+        try:
+            check(outcome, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"damaged copy {number}: {error}") from error
+        outcomes.append((outcome.kind if isinstance(outcome, VideoError) else "decoded", seconds))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    return outcomes
+
+
+def write_grey(path: Path, side: int) -> Path:
+    """One grey H.264 picture of side x side pixels, without the RGB copy that `write_clip` needs."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=1, options={"preset": "ultrafast"})
+        stream.width = stream.height = side
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        grey = np.full((side * 3 // 2, side), 128, np.uint8)
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="yuv420p")))
+        output.mux(stream.encode())
+    return path
+
+
+def write_tracks(path: Path, tracks: int) -> Path:
+    """One file with many video tracks of five frames each."""
+    with av.open(str(path), "w") as output:
+        streams = [output.add_stream("mpeg4", rate=10) for _ in range(tracks)]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(5):
+            for stream in streams:
+                picture = np.full((72, 64), 128, np.uint8)
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="yuv420p")))
+        for stream in streams:
+            output.mux(stream.encode())
+    return path
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+# What a file is, how it is made, and how it must end.
+HOSTILE: dict[str, tuple[str, Callable[[Path], Path], str]] = {
+    "8192 x 8192 pixels in few bytes": ("a.mp4", lambda path: write_grey(path, 8192), "too_wide"),
+    # Above about 16,250 FFmpeg itself refuses to make such a picture, and to read it.
+    "16000 x 16000 pixels in few bytes": ("a.mp4", lambda path: write_grey(path, 16000), "too_wide"),
+    "one hour at 1 frame a second": ("a.mp4", lambda path: write_clip(path, frames=3600, fps=1), "too_long"),
+    "1000 frames a second": ("a.mp4", lambda path: write_clip(path, frames=5000, fps=1000), "decoded"),
+    "no frame at all": (
+        "a.mp4",
+        lambda path: write_bytes(path, without_frames(write_clip(path).read_bytes())),
+        "no_frames",
+    ),
+    "sound only": ("a.mp4", write_sound, "no_video_track"),
+    "100 video tracks": ("a.mp4", lambda path: write_tracks(path, 100), "decoded"),
+    "HLS playlist named .mp4": ("a.mp4", lambda path: write_bytes(path, HLS.encode()), "not_video"),
+    "ffconcat script named .mp4": ("a.mp4", lambda path: write_bytes(path, FFCONCAT.encode()), "not_video"),
+    "SVG named .mp4": ("a.mp4", lambda path: write_bytes(path, SVG.encode()), "not_video"),
+    "AV1": ("a.mp4", lambda path: write_clip(path, "av1"), "decoded"),
+    "HEVC, 10 bits": ("a.mp4", lambda path: write_clip(path, "hevc", pixels="yuv420p10le"), "decoded"),
+    "turned by 90": ("a.mp4", lambda path: write_clip(path, rotation=90), "decoded"),
+    "turned by 180": ("a.mp4", lambda path: write_clip(path, rotation=180), "decoded"),
+    "turned by 270": ("a.mp4", lambda path: write_clip(path, rotation=270), "decoded"),
+    "variable frame rate": (
+        "a.mkv",
+        lambda path: write_clip(path, frames=6, times=[0, 0.1, 0.2, 1.5, 1.6, 4]),
+        "decoded",
+    ),
+}
+
+
+@pytest.fixture
+def peaks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Peak memory in MB of every decoding child that wrote a report."""
+    seen: list[float] = []
+
+    def measured(*args):
+        ended = run_child(*args)
+        seen.append(ended.report.get("peak_mb", 0.0))
+        return ended
+
+    monkeypatch.setattr(reader, "run_child", measured)
+    return seen
 
 
 @pytest.mark.parametrize("codec", SOURCES)
@@ -86,5 +181,18 @@ def test_a_sample_of_damaged_files(codec, tmp_path, limits):
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("codec", SOURCES)
-def test_a_thousand_damaged_files(codec, tmp_path, limits):
-    run(codec, 200, tmp_path, limits)
+def test_a_thousand_damaged_files(codec, tmp_path, limits, peaks):
+    assert len(run(codec, 200, tmp_path, limits)) == 200
+    assert max(peaks) < 2000
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("what", HOSTILE)
+def test_files_made_to_hurt(what, tmp_path, limits, peaks):
+    name, write, expected = HOSTILE[what]
+    path = write(tmp_path / name)
+    start = time.monotonic()
+    outcome = clip_or_error(path, limits)
+    check(outcome, time.monotonic() - start)
+    assert (outcome.kind if isinstance(outcome, VideoError) else "decoded") == expected
+    assert max(peaks, default=0) < 2000

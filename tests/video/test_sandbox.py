@@ -235,18 +235,24 @@ def bomb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("bomb") / "bomb.mp4", frames=[black] * 4, size=(8192, 8192))
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_a_resolution_bomb_is_small_even_with_raised_limits(decoder, bomb, only, monkeypatch):
-    only(decoder)
-    peaks = []
+@pytest.fixture
+def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Peak memory in MB of every decoder child that a test starts."""
+    seen: list[int] = []
     real = sandbox.run_child
 
     def measured(*args):
         ended = real(*args)
-        peaks.append(ended.report["peak_mb"])
+        seen.append(ended.report["peak_mb"])
         return ended
 
     monkeypatch.setattr("sharp_demo.video.reader.run_child", measured)
+    return seen
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_resolution_bomb_is_small_even_with_raised_limits(decoder, bomb, only, peaks):
+    only(decoder)
     clip = decode(bomb, 8, Settings(max_side=8192, max_pixels=8192 * 8192, decode_memory_mb=4096))
     assert clip.frames.shape == (8, 768, 768, 3)
     assert clip.info.distinct_frames == 4
@@ -261,18 +267,9 @@ def test_probe_of_a_bomb_is_cheap(bomb, limits):
     assert time.monotonic() - start < 3
 
 
-def test_the_peak_is_the_childs_own(h264, limits, monkeypatch):
+def test_the_peak_is_the_childs_own(h264, limits, peaks):
     """A large parent must not be counted: what the kernel reports as the maximum survives fork and exec."""
     ballast = np.ones(400 << 20, np.uint8)
-    peaks = []
-    real = sandbox.run_child
-
-    def measured(*args):
-        ended = real(*args)
-        peaks.append(ended.report["peak_mb"])
-        return ended
-
-    monkeypatch.setattr("sharp_demo.video.reader.run_child", measured)
     decode(h264, 4, limits)
     assert ballast.nbytes >> 20 == 400
     assert all(10 < peak < 300 for peak in peaks), peaks
