@@ -1,5 +1,6 @@
 # Targets other tools rely on: install, demo, test, test-full, test-gpu, check.
-# Variables: PYTHON (3.11 to 3.13), TORCH_INDEX (another index for torch), PYTEST_ARGS, USE_SYSTEM=1 (no .venv).
+# Variables: PYTHON (3.11 to 3.13), TORCH_INDEX (another index for torch), PYTEST_ARGS, USE_SYSTEM=1 (no .venv),
+# CONSTRAINTS= (empty: the newest versions the ranges allow instead of the tested set).
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -13,6 +14,8 @@ VENV := .venv
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 PIP := $(VENV)/bin/python -m pip
+CONSTRAINTS ?= constraints.txt
+TESTED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 ifeq ($(USE_SYSTEM),1)
@@ -25,13 +28,14 @@ APP := $(VENV)/app.stamp
 DEV := $(VENV)/dev.stamp
 endif
 
-.PHONY: help install demo check format test test-full test-gpu chromium docs results bench bench-gpu
+.PHONY: help install demo check audit format test test-full test-gpu chromium docs results bench bench-gpu
 help:
 	@echo "make install    $(VENV) with everything the app and the tests need (TORCH_INDEX=URL for another torch index)"
 	@echo "make demo       the app on http://127.0.0.1:7860 with the embedded model"
 	@echo "make test       checks and all tests on seeded samples"
 	@echo "make test-full  the full volumes;  make test-gpu  everything that needs CUDA"
 	@echo "make check      ruff, format, mypy, generated docs;  make format / make docs  rewrite them"
+	@echo "make audit      known vulnerabilities of the tested set (needs the internet)"
 	@echo "make results    accuracy, ablation and attention of the embedded models, into docs/results/ (minutes)"
 
 install: $(DEV)
@@ -48,14 +52,14 @@ $(VENV)/bin/python:
 		rm -rf $(VENV); sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 		$$sudo apt-get update -qq && $$sudo apt-get install -y -qq python3-venv && $(PYTHON) -m venv $(VENV); }
 
-$(VENV)/app.stamp: requirements.txt pyproject.toml | $(VENV)/bin/python
+$(VENV)/app.stamp: requirements.txt pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	@echo "Installing what the app needs into $(VENV); the first time, torch makes this take minutes."
-	@$(PIP) install --quiet $(INDEX) -r requirements.txt
+	@$(PIP) install --quiet $(INDEX) $(TESTED) -r requirements.txt
 	@touch $@
 
 $(VENV)/dev.stamp: requirements-dev.txt $(VENV)/app.stamp
 	@echo "Installing what the tests need into $(VENV)."
-	@$(PIP) install --quiet $(INDEX) -r requirements.txt -r requirements-dev.txt
+	@$(PIP) install --quiet $(INDEX) $(TESTED) -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
 # The browser tests drive a Chromium: the one found, else apt's, else the one playwright downloads.
@@ -72,6 +76,14 @@ check: $(DEV)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) docs/generate.py --check
+	"$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/hadolint" --failure-threshold style Dockerfile
+
+# A package of its own environment, so that it is not part of what it audits. --strict: a package that cannot be
+# looked up fails the audit as a vulnerable one does.
+audit: | $(VENV)/bin/python
+	@[ -x $(VENV)/audit/bin/pip-audit ] || { $(VENV)/bin/python -m venv $(VENV)/audit \
+		&& $(VENV)/audit/bin/python -m pip install --quiet "pip-audit>=2.10,<3"; }
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 format: $(DEV)
 	$(RUN) -m ruff check --fix .
@@ -83,7 +95,7 @@ docs: $(DEV)
 results: $(DEV)
 	$(RUN) -m sharp_demo.bench.publish
 
-# About 20 minutes on one core that nobody else uses; the tables follow from the stored JSON.
+# About half an hour on one core that nobody else uses; the tables follow from the stored JSON.
 BENCH_CPU := bench prefill --config llava-onevision-0.5b --device cpu --dtype float32 --threads 1
 BENCH_GPU := bench prefill --config llava-onevision-7b --device cuda --dtype bfloat16 --segments 1,8,32 --vision 5
 result = --json docs/results/$(1).json
@@ -91,6 +103,12 @@ result = --json docs/results/$(1).json
 bench: $(DEV)
 	$(RUN) -m sharp_demo $(BENCH_CPU) --tokens 1568 --vision 1 $(call result,bench-prefill-cpu-1568)
 	$(RUN) -m sharp_demo $(BENCH_CPU) --tokens 6272 --rounds 3 --methods sharp $(call result,bench-prefill-cpu-6272)
+	$(RUN) -m sharp_demo $(BENCH_CPU) --tokens 1568 --rounds 3 --retention 0.2 $(call result,bench-prefill-cpu-methods) \
+		--methods vanilla,pdrop,visionzip,evs,framefusion,holitom,sharpv,visionzip+sharp,holitom+sharp
+	$(RUN) -m sharp_demo $(BENCH_CPU) --tokens 6272 --layers 2 --rounds 3 --methods sharp --retention 0.14 \
+		--segments 1,8,32 --duplicates 0,0.5,0.95 $(call result,bench-prefill-cpu-content)
+	$(RUN) -m sharp_demo $(BENCH_CPU) --threads 0 --tokens 1568 --rounds 3 --methods sharp \
+		$(call result,bench-prefill-cpu-threads)
 	$(RUN) -m sharp_demo $(BENCH_CPU) --layers 2 --scale 8,16,32,64,128 --rounds 3 --methods sharp --retention 0.14 \
 		--svg docs/images/bench-scale-cpu.svg $(call result,bench-scale-cpu)
 	$(RUN) docs/generate.py

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -23,7 +24,7 @@ from sharp_demo import engine  # noqa: E402
 from sharp_demo.backbones.features import encode_video, model_inputs  # noqa: E402
 from sharp_demo.backbones.load import Backbone, load  # noqa: E402
 from sharp_demo.clips.generate import clip_questions, make_clip, render_video  # noqa: E402
-from sharp_demo.clips.records import INTERVALS, Question  # noqa: E402
+from sharp_demo.clips.records import GRID, INTERVALS, Question  # noqa: E402
 from sharp_demo.pruning.registry import make_method  # noqa: E402
 from sharp_demo.pruning.sharp.bias import BiasCache  # noqa: E402
 from sharp_demo.records import MethodDone, MethodSpec, Request  # noqa: E402
@@ -52,6 +53,22 @@ def note(question: Question) -> str:
     whole = "the whole clip" if question.position == "all" else "a whole scene"
     seen = f"{tokens} of {INTERVALS * 49} tokens" if tokens else whole
     return f"Evidence: {seen}, {first / 2:g} to {(last + 1) / 2:g} s. Expected: {question.answer}"
+
+
+def evidence(question: Question) -> list[dict[str, Any]]:
+    """Where the clip shows the answer: stretches in seconds, and the box of each token that matters."""
+    half = 0.5  # seconds an interval lasts
+    if not question.evidence_cells:
+        first, last = question.evidence_frames
+        return [{"start": first * half, "end": (last + 1) * half}]
+    return [
+        {
+            "start": interval * half,
+            "end": (interval + 1) * half,
+            "box": [round(share / GRID, 4) for share in (col, row, col + 1, row + 1)],
+        }
+        for interval, row, col in question.evidence_cells
+    ]
 
 
 @torch.inference_mode()
@@ -98,9 +115,19 @@ def differ(right: list[bool]) -> bool:
     return right[0] and any(right[1:]) and not all(right[1:])
 
 
-def chosen(folder: Path) -> list[dict[str, str]]:
+def listed(name: str, question: Question, label: str = "") -> dict[str, Any]:
+    """The clip's entry of examples.json."""
+    return {
+        "video": f"{name}.mp4",
+        "question": question.text,
+        "note": label + note(question),
+        "evidence": evidence(question),
+    }
+
+
+def chosen(folder: Path) -> list[dict[str, Any]]:
     """Two clips on which different methods lose the answer."""
-    rows: list[dict[str, str]] = []
+    rows: list[dict[str, Any]] = []
     seen: list[list[bool]] = []
     for seed, question, right in disagreements(Settings(device="cpu", model="tiny-llava-onevision")):
         print(seed, question.kind, dict(zip(METHODS, right, strict=True)), flush=True)
@@ -109,8 +136,7 @@ def chosen(folder: Path) -> list[dict[str, str]]:
         seen.append(right)
         name = f"chosen-{len(seen)}"
         render_video(seed, folder / f"{name}.mp4")
-        label = "Chosen because the methods disagree on it. "
-        rows.append({"video": f"{name}.mp4", "question": question.text, "note": label + note(question)})
+        rows.append(listed(name, question, "Chosen because the methods disagree on it. "))
         if len(rows) == 2:
             break
     return rows
@@ -129,7 +155,7 @@ def main(folder: Path) -> None:
             if (question.kind, question.position) == (kind, position)
         )
         render_video(seed, folder / f"{name}.mp4")
-        rows.append({"video": f"{name}.mp4", "question": question.text, "note": note(question)})
+        rows.append(listed(name, question))
     rows += chosen(folder)
     (folder / "examples.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 
