@@ -1,8 +1,8 @@
 """Write the parts of the documentation that repeat the code: python docs/generate.py [--check].
 
 Method table (README.md), options of every method (docs/methods.md), command-line help (docs/cli.md), settings
-(docs/settings.md) and stored benchmarks (docs/performance.md). With --check nothing is written; a difference is an
-error.
+(docs/settings.md), stored benchmarks (docs/performance.md) and the accuracies that the app shows
+(assets/benchmark.json, assets/tables.json). With --check nothing is written; a difference is an error.
 """
 
 from __future__ import annotations
@@ -23,17 +23,23 @@ sys.path.insert(0, str(ROOT))
 
 from sharp_demo.bench import prefill_tables, scale  # noqa: E402
 from sharp_demo.cli import app  # noqa: E402
-from sharp_demo.pruning.method import Method  # noqa: E402
+from sharp_demo.pruning.method import GROUPS, Method  # noqa: E402
 from sharp_demo.pruning.registry import METHODS  # noqa: E402
 from sharp_demo.settings import Settings  # noqa: E402
+from sharp_demo.views.benchmark import pack_benchmark  # noqa: E402
+from sharp_demo.views.tables import pack_tables  # noqa: E402
 
 
 def method_table() -> str:
-    """One row per method: name, what it scores and where it drops, whether the question matters."""
-    rows = ["| method | name | what it does | sees the question |", "|---|---|---|---|"]
-    for method in METHODS:
+    """One row per method: name, what it scores and where it drops, what it has to see for that."""
+    header = ("method", "name", "year", "prunes", "what it does", "sees the question", "needs vision-tower attention")
+    rows = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for method in (one for group in GROUPS for one in METHODS if one.group() == group):
         title = f"[{method.title}]({method.paper})" if method.paper else method.title
-        rows.append(f"| {title} | `{method.name}` | {method.summary} | {'yes' if method.question_aware else 'no'} |")
+        where = "" if method.where == "nowhere" else GROUPS[method.where][0].lower() + GROUPS[method.where][1:]
+        aware, vision = ("yes" if flag else "no" for flag in (method.question_aware, method().needs_vision))
+        cells = (title, f"`{method.name}`", str(method.year or ""), where, method.summary, aware, vision)
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -65,7 +71,8 @@ def settings_page() -> str:
     """Every environment variable of a deployment."""
     rows = []
     for name, knob in Settings.model_fields.items():
-        default = "" if knob.default is None else knob.default
+        default = knob.get_default(call_default_factory=True)
+        default = "" if default is None else ",".join(default) if isinstance(default, tuple) else default
         shown = "`assets/` of the project" if name == "assets" else f"`{default}`" if default != "" else ""
         rows.append(f"| `SHARP_{name.upper()}` | {shown} | {knob.description or name.replace('_', ' ')} |")
     return "\n".join(
@@ -114,6 +121,12 @@ def bench_tables() -> str:
     return "\n".join(parts) or "No benchmark is stored yet."
 
 
+def fuzz_tables() -> str:
+    """The tables of the stored run of tools/fuzz_video.py."""
+    lines = (ROOT / "docs/results/fuzz-video.md").read_text("utf-8").splitlines()
+    return "\n".join(lines[next(number for number, line in enumerate(lines) if line.startswith("|")) :])
+
+
 def stored_benchmarks() -> list[Path]:
     return sorted((ROOT / "docs/results").glob("bench-*.json"))
 
@@ -123,6 +136,28 @@ def bench_page(path: Path, title: str, level: int = 1) -> str:
     document = json.loads(path.read_text("utf-8"))
     write = scale.markdown if document["kind"] == "scale" else prefill_tables.markdown
     return write(document, title, level=level)
+
+
+def benchmark_data() -> str:
+    """What the app shows of the stored accuracies, one line a row: docs/ is not there wherever the app runs."""
+    stored = [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "docs/results").glob("evaluate-*.json"))]
+    packed = pack_benchmark([result for document in stored for result in document["results"]])
+    rows = ",\n".join(json.dumps(row) for row in packed["rows"])
+    return f'{{"fields": {json.dumps(packed["fields"])}, "rows": [\n{rows}\n]}}\n'
+
+
+def tables_data() -> str:
+    """What the app shows of the stored ablations and prefill times."""
+    ablations, prefills = (
+        [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "docs/results").glob(pattern))]
+        for pattern in ("ablation-*.json", "bench-prefill-*.json")
+    )
+    packed = pack_tables(ablations, [document for document in prefills if document["kind"] == "prefill"])
+    parts = [
+        f"{json.dumps(name)}: [\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]"
+        for name, rows in packed.items()
+    ]
+    return "{" + ",\n".join(parts) + "}\n"
 
 
 def with_block(text: str, name: str, content: str) -> str:
@@ -136,13 +171,17 @@ def with_block(text: str, name: str, content: str) -> str:
 
 def pages() -> dict[Path, str]:
     """What every generated or partly generated page should hold."""
+    security = ROOT / "docs/security.md"
     readme, methods, performance = ROOT / "README.md", ROOT / "docs/methods.md", ROOT / "docs/performance.md"
     return {
         readme: with_block(readme.read_text("utf-8"), "methods", method_table()),
         methods: with_block(methods.read_text("utf-8"), "options", option_tables()),
         performance: with_block(performance.read_text("utf-8"), "bench", bench_tables()),
+        security: with_block(security.read_text("utf-8"), "fuzz", fuzz_tables()),
         ROOT / "docs/cli.md": cli_page(),
         ROOT / "docs/settings.md": settings_page(),
+        ROOT / "assets/benchmark.json": benchmark_data(),
+        ROOT / "assets/tables.json": tables_data(),
         **{path.with_suffix(".md"): bench_page(path, path.stem) for path in stored_benchmarks()},
     }
 

@@ -7,11 +7,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import yaml
+from huggingface_hub import SpaceHardware
 
+from sharp_demo.cost import SHAPES, exact_tflops
 from sharp_demo.pruning.registry import METHODS, make_method
 from sharp_demo.pruning.schedule import method_schedule
 from sharp_demo.pruning.sharp import ShaRP
+from sharp_demo.settings import HUB_MODELS, Settings
+from sharp_demo.zerogpu import gpu_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -37,24 +40,32 @@ def test_generator_refuses_a_page_without_its_block(generate: ModuleType) -> Non
         generate.with_block("no markers here", "methods", "x")
 
 
-def test_space_front_matter() -> None:
-    _, front, _ = README.split("---\n", 2)
-    card = yaml.safe_load(front)
-    assert card["sdk"] == "gradio"
-    assert re.fullmatch(r"6\.\d+\.\d+", card["sdk_version"])
-    assert (ROOT / card["app_file"]).is_file()
-    assert card["license"] == "apache-2.0"
-    assert card["python_version"] == "3.12"
-    assert len(card["short_description"]) <= 60
-    colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
-    assert {card["colorFrom"], card["colorTo"]} <= colors
-
-
 def test_local_links_lead_somewhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_deployment_page_names_settings_arguments_and_hardware_that_exist() -> None:
+    page = (ROOT / "docs/deploy.md").read_text()
+    assert set(re.findall(r"SHARP_([A-Z_]+)", page)) <= {name.upper() for name in Settings.model_fields}
+    arguments = set(re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE)) == arguments
+    assert set(re.findall(r"--build-arg (\w+)", page)) <= arguments
+    (flavors,) = re.findall(r"^\| `--flavor` \| (.*) \|$", page, re.MULTILINE)
+    assert set(re.findall(r"`([^`]+)`", flavors)) <= {hardware.value for hardware in SpaceHardware}
+    for path in re.findall(r"(?:tools|docs|sharp_demo)/[\w./]+\w", page):
+        assert (ROOT / path).is_file()
+    for model in re.findall(r"\w[\w-]*/[\w.-]+-(?:hf|Instruct)\b", page):
+        assert model in HUB_MODELS
+
+
+def test_deployment_page_gives_the_estimate_of_the_code() -> None:
+    shape = SHAPES["llava-onevision-7b"]
+    prefill = exact_tflops(shape, [32 * 196] * shape.layers)
+    seconds = gpu_seconds(2 * 8.03e9, frames=32, prefill_tflops=3 * prefill, methods=2, answer_tokens=64)
+    assert f"two methods, 64 tokens: {seconds}." in (ROOT / "docs/deploy.md").read_text()
 
 
 def test_sharp_page_answers_forty_questions_and_names_every_option() -> None:
@@ -67,13 +78,14 @@ def test_sharp_page_answers_forty_questions_and_names_every_option() -> None:
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_methods_page_has_a_section_or_a_line_for_every_method(method: type) -> None:
     text = (ROOT / "docs/methods.md").read_text()
-    assert re.search(rf"^## .*{method.title}", text, re.MULTILINE | re.IGNORECASE)
+    assert re.search(rf"^## .*{re.escape(method.title)}", text, re.MULTILINE | re.IGNORECASE)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 @pytest.mark.parametrize("retention", [0.1, 0.3, 1.0])
 def test_torch_free_schedules_agree_with_the_methods(method: type, retention: float) -> None:
-    cases = [{}, {"paper_mode": True}] if method.name == "feather" else [{}]
+    more = {"feather": [{"paper_mode": True}], "pdrop": [{"cuts": "official"}, {"decay": 0.7}]}
+    cases: list[dict] = [{}, *more.get(method.name, [])]
     if any(option.name == "layer" for option in fields(method)):
         cases.append({"layer": 3})
     for options in cases:

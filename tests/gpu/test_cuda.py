@@ -28,7 +28,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Backbone, Backbone]:
 @torch.inference_mode()
 def pruned(name: str, backbone: Backbone) -> tuple[set[int], list[int], torch.Tensor, dict[str, float]]:
     prompt = Prompt(backbone)
-    with make_method(name, 0.25)(backbone.model, backbone.processor) as run:
+    with make_method(name, 0.3)(backbone.model, backbone.processor) as run:
         logits, _, _ = prefill(backbone.model, prompt.inputs())
     return set(run.kept.tolist()), run.visual_per_layer, logits.float().cpu(), run.stages
 
