@@ -1,9 +1,10 @@
 """Run the app for a long time under visitors of every kind and write what it holds on to (docs/results/soak.json, .md).
 
-Usage: python tools/soak.py [--minutes 60] [--runs 500] [--pause 2] [--output docs/results/soak]
+Usage: python tools/soak.py [--minutes 60] [--runs 500] [--pause 4] [--output docs/results/soak]
 Ends when both the minutes and the runs are reached. Started again with the same output it goes on in a new segment (a
 new server process) until they are. Each visitor uploads a clip that nobody uploaded before and asks about it; some
-send a file that is no video, some leave while their answer is being made. Linux only: it reads /proc.
+send a file that is no video, some leave while their answer is being made. The server is a kiosk, and all the while a
+browser shows its loop of examples. Linux only: it reads /proc.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import http.client
 import json
 import os
 import random
+import shutil
 import socket
 import statistics
 import subprocess
@@ -21,8 +23,11 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -32,7 +37,20 @@ from sharp_demo.bench.provenance import commit, machine  # noqa: E402
 MODELS = ("tiny-llava-onevision", "tiny-qwen2-vl")
 METHODS = ("vanilla", "fastv", "feather", "sharp")
 QUOTA_MB = 50  # small, so that the clean-up has work within minutes
-COLUMNS = ("at_s", "outcome", "took_s", "resident_mb", "descriptors", "threads", "files", "files_mb")
+COLUMNS = (
+    "at_s",
+    "outcome",
+    "took_s",
+    "resident_mb",
+    "descriptors",
+    "threads",
+    "files",
+    "files_mb",
+    "page_mb",
+    "shows",
+)
+KIOSK = {"SHARP_KIOSK": "1", "SHARP_KIOSK_IDLE_S": "5", "SHARP_KIOSK_LOOP_S": "15"}
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
 class Server:
@@ -45,6 +63,7 @@ class Server:
         self.cache = folder / "cache"
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SHARP_", "GRADIO_"))},
+            **KIOSK,
             "SHARP_PORT": str(self.port),
             "SHARP_UPLOAD_QUOTA_MB": str(QUOTA_MB),
             "SHARP_REQUESTS_PER_MINUTE": "0",
@@ -117,6 +136,15 @@ class Server:
         self.log.close()
 
 
+def look(page: Page) -> list[Any]:
+    """MB that the kiosk's page holds after a garbage collection, and the question of the example it shows."""
+    session = page.context.new_cdp_session(page)
+    session.send("HeapProfiler.collectGarbage")
+    used = session.send("Runtime.getHeapUsage")["usedSize"]
+    session.detach()
+    return [round(used / 1e6, 1), page.locator("#question textarea").input_value()]
+
+
 def visit(server: Server, clips: list[bytes], rng: random.Random, number: int) -> str:
     """One visitor: an example clip with bytes of its own at the end, every tenth no video, every seventh leaves."""
     if number % 10 == 9:
@@ -132,16 +160,19 @@ def segment(document: dict[str, Any], minutes: float, runs: int, pause: float, o
     rows: list[list[Any]] = []
     document["segments"].append({"commit": commit(), "machine": machine(), "seconds": 0.0, "rows": rows})
     rng = random.Random(f"soak {len(document['segments'])}")
-    with tempfile.TemporaryDirectory() as folder:
+    chromium = next(path for name in CHROMIUM if (path := shutil.which(name)))
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         server = Server(Path(folder))
         try:
+            page = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page()
+            page.goto(f"http://127.0.0.1:{server.port}/")
             start = time.monotonic()
             while before[0] + time.monotonic() - start < 60 * minutes or before[1] + len(rows) < runs:
                 began = time.monotonic()
                 outcome = visit(server, clips, rng, len(rows))
                 took = round(time.monotonic() - began, 2)
                 time.sleep(pause)
-                rows.append([round(time.monotonic() - start, 1), outcome, took, *server.measure()])
+                rows.append([round(time.monotonic() - start, 1), outcome, took, *server.measure(), *look(page)])
                 document["segments"][-1]["seconds"] = rows[-1][0]
                 output.with_suffix(".json").write_text(to_json(document), "utf-8")
                 if len(rows) % 20 == 0:
@@ -166,12 +197,14 @@ def markdown(document: dict[str, Any]) -> str:
         "# Soak",
         "",
         "`python tools/soak.py`: visitors one after another, each with a clip of its own; every tenth uploads none,",
-        f"every seventh leaves during the answer. The upload folder may hold {QUOTA_MB} MB. Resident memory,",
-        "descriptors, threads and files of the server process: first run / middle / last. The slope is fitted to the",
-        "second half.",
+        f"every seventh leaves during the answer. The upload folder may hold {QUOTA_MB} MB. The server is a kiosk, and",
+        "all the while a browser shows its loop, an example every 15 s. Resident memory, descriptors, threads and",
+        "files of the server process, and the heap of the browser's page: first run / middle / last. The slope is",
+        "fitted to the second half.",
         "",
-        "| minutes | runs | outcomes | resident MB | slope, MB/h | slope, kB/run | descriptors | threads | files |",
-        "|---:|---:|---|---:|---:|---:|---:|---:|---:|",
+        "| minutes | runs | outcomes | resident MB | slope, MB/h | slope, kB/run | descriptors | threads | files "
+        "| examples shown | page MB |",
+        "|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for one in document["segments"]:
         rows = one["rows"]
@@ -184,12 +217,14 @@ def markdown(document: dict[str, Any]) -> str:
         by_run = 1000 * statistics.linear_regression(range(len(half)), memory).slope
         outcomes = ", ".join(f"{name} {count}" for name, count in Counter(row[1] for row in rows).most_common())
 
+        shown = 1 + sum(before[9] != after[9] for before, after in pairwise(rows))
+
         def course(column: int, rows: list[list[Any]] = rows) -> str:
             return " / ".join(f"{row[column]:g}" for row in (rows[0], rows[len(rows) // 2], rows[-1]))
 
         lines.append(
             f"| {one['seconds'] / 60:.0f} | {len(rows)} | {outcomes} | {course(3)} | {by_hour:.1f} | {by_run:.1f} "
-            f"| {course(4)} | {course(5)} | {course(6)} |"
+            f"| {course(4)} | {course(5)} | {course(6)} | {shown} | {course(8)} |"
         )
     return "\n".join([*lines, ""])
 
@@ -198,7 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--runs", type=int, default=500)
-    parser.add_argument("--pause", type=float, default=2.0, help="seconds between visitors")
+    parser.add_argument("--pause", type=float, default=4.0, help="seconds between visitors")
     parser.add_argument("--output", type=Path, default=ROOT / "docs/results/soak")
     options = parser.parse_args()
     stored = options.output.with_suffix(".json")
