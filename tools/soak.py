@@ -36,7 +36,7 @@ from sharp_demo.bench.provenance import commit, machine  # noqa: E402
 
 MODELS = ("tiny-llava-onevision", "tiny-qwen2-vl")
 METHODS = ("vanilla", "fastv", "feather", "sharp")
-QUOTA_MB = 50  # small, so that the clean-up has work within minutes
+QUOTA_MB = 15  # small, so that the clean-up has work within minutes
 COLUMNS = (
     "at_s",
     "outcome",

@@ -91,6 +91,7 @@ def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[
         "server_port": settings.port,
         "theme": make_theme(),
         "css": CSS + modes.CSS + group_css("methods") + (kiosk.CSS if settings.kiosk else ""),
+        "head": f"<script>{(Path(__file__).parent / 'plots.js').read_text('utf-8')}</script>",
         "footer_links": ["api"],
         "run_history": False,
         "enable_monitoring": False,

@@ -148,6 +148,31 @@ def test_kiosk_shows_stored_results_wipes_and_loops(watched, kiosk):  # noqa: F8
     watched.assert_clean()
 
 
+@pytest.mark.browser
+@pytest.mark.timeout(120)
+def test_plots_that_were_replaced_are_let_go(watched, kiosk):  # noqa: F811
+    watched.open(kiosk)
+    page = watched.page
+    expect(page.locator("#columns .sd-status")).to_contain_text("Stored result", timeout=30_000)
+    counters = page.context.new_cdp_session(page)
+
+    def listeners() -> int:
+        counters.send("HeapProfiler.collectGarbage")
+        return counters.send("Memory.getDOMCounters")["jsEventListeners"]
+
+    def show(number: int) -> None:
+        page.locator("#examples button").nth(number).click()
+        expect(page.locator("#question textarea")).to_have_value(EXAMPLES[number].question)
+        page.wait_for_timeout(1500)
+
+    show(1)
+    before = listeners()
+    for number in (2, 3, 4, 5):
+        show(number)
+    # Six plots a comparison: a page that keeps them gains about 300 listeners each time.
+    assert listeners() - before < 300
+
+
 @pytest.mark.timeout(120)
 def test_a_kiosk_without_uploads_takes_none(kiosk, clip: Path):
     edge = "edge-of-the-part"

@@ -2,6 +2,7 @@
 const { idle_s: idle, loop_s: loop, count, banner, hint } = props.value;
 const box = element.querySelector(".kk");
 const FLAG = "sharp-kiosk-loop";
+const ROUNDS = 4; // then the page starts afresh: every new clip leaves parts of Gradio's player behind, 0.1 MB each
 const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
 let last = performance.now();
 let shown = 0;
@@ -10,6 +11,7 @@ let looping = sessionStorage.getItem(FLAG) === "1";
 let touched = false;
 let at = "";
 let wiping = false;
+let rounds = 0;
 element.querySelector("strong").textContent = banner;
 element.querySelector("span").textContent = hint;
 sessionStorage.removeItem(FLAG);
@@ -35,7 +37,14 @@ function busy() {
     + ".md-status[data-phase=running], .md-status[data-phase=waiting]"));
 }
 
+function restart() {
+  wiping = true;
+  sessionStorage.setItem(FLAG, "1");
+  location.replace(location.pathname);
+}
+
 function show() {
+  if (index === 0 && rounds++ >= ROUNDS && looping) return void restart();
   shown = performance.now();
   trigger("select", { index });
   index = (index + 1) % count;
@@ -57,7 +66,7 @@ setInterval(() => {
       sessionStorage.setItem(FLAG, "1");
       trigger("select", { index: -1 });
       // The server reloads the page when it is done; a server that is gone must not leave a visitor's data up.
-      setTimeout(() => location.replace(location.pathname), 4000);
+      setTimeout(restart, 4000);
     } else looping = true;
   }
 }, 250);
