@@ -460,7 +460,7 @@ def flops(
         _print_reference()
         return
     from sharp_demo.cost import SHAPES, paper_tflops
-    from sharp_demo.pruning.schedule import check_layer_mean, method_schedule, visual_per_layer
+    from sharp_demo.pruning.schedule import check_layer_mean, method_schedule, mlp_per_layer, visual_per_layer
 
     if config not in SHAPES:
         raise InputError(f"no configuration named {config!r}; there are: {', '.join(SHAPES)}")
@@ -475,11 +475,12 @@ def flops(
     if match is Match.flops and method != "vanilla":
         from sharp_demo.cost import flops_matched_retention
 
-        retention = flops_matched_retention(shape, tokens, retention, counts)
+        retention = flops_matched_retention(shape, tokens, retention, counts, method)
     if method == "framefusion":
         check_layer_mean(method, retention, shape.layers)
     per_layer = counts(retention)
-    print(f"{paper_tflops(shape, per_layer):.3f} TFLOPs, paper convention (visual tokens only, one multiply-add = 1)")
+    paper = paper_tflops(shape, per_layer, mlp_per_layer(per_layer, method))
+    print(f"{paper:.3f} TFLOPs, paper convention (visual tokens only, one multiply-add = 1)")
     _stdout().print(_cost_table(config, method, shape, tokens, per_layer, retention, text_tokens, options))
 
 
@@ -535,15 +536,18 @@ def _cost_table(
     options: dict[str, Any],
 ) -> Table:
     from sharp_demo.cost import TERA, exact_tflops, kv_bytes, overhead_macs, paper_tflops
+    from sharp_demo.pruning.schedule import mlp_per_layer
 
+    mlp = mlp_per_layer(per_layer, method)
     full = [n] * shape.layers
     table = _table("", method, "vanilla", "vanilla / this", "this / vanilla", title=config)
 
     def row(label: str, this: float, vanilla: float, unit: Callable[[float], str]) -> None:
         table.add_row(label, unit(this), unit(vanilla), f"{vanilla / this:.2f}x", f"{this / vanilla:.1%}")
 
-    row("TFLOPs, paper", paper_tflops(shape, per_layer), paper_tflops(shape, full), "{:.3f}".format)
-    exact, exact_full = exact_tflops(shape, per_layer, text_tokens), exact_tflops(shape, full, text_tokens)
+    row("TFLOPs, paper", paper_tflops(shape, per_layer, mlp), paper_tflops(shape, full), "{:.3f}".format)
+    exact = exact_tflops(shape, per_layer, text_tokens, mlp_per_layer=mlp)
+    exact_full = exact_tflops(shape, full, text_tokens)
     row("TFLOPs, exact", exact, exact_full, "{:.3f}".format)
     stages = overhead_macs(method, shape, n, retention, text_tokens, options=options)
     every_time = sum(macs for stage, macs in stages.items() if stage != "bias_setup")

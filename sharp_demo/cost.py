@@ -16,7 +16,7 @@ from typing import Any
 
 from sharp_demo.backbones.published import PUBLISHED
 from sharp_demo.errors import MethodError
-from sharp_demo.pruning.schedule import Schedule, budget, method_schedule, visual_per_layer
+from sharp_demo.pruning.schedule import Schedule, budget, method_schedule, mlp_per_layer, visual_per_layer
 
 TERA = 1e12
 FASTV_LAYER = 2  # the cost every FLOPs-matched comparison refers to: FastV with two full layers
@@ -96,23 +96,31 @@ PAPER_ROWS = (
 )  # fmt: skip
 
 
-def paper_tflops(shape: ModelShape, visual_per_layer: Sequence[int]) -> float:
+def paper_tflops(
+    shape: ModelShape, visual_per_layer: Sequence[int], mlp_per_layer: Sequence[int] | None = None
+) -> float:
     """Return the papers' TFLOPs: sum over layers of 4nd^2 + 2n^2 d + 2ndm, n = visual tokens in that layer.
 
+    `mlp_per_layer` are the tokens of the last term where a method drops between attention and MLP.
     Source: the convention of FastV, PyramidDrop, Feather, HoliTom and ShaRP (arXiv 2512.05385, Tables 1, 2).
     """
     d, m = shape.hidden, shape.intermediate
-    return sum(4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m for n in visual_per_layer) / TERA
+    attention = sum(4 * n * d**2 + 2 * n**2 * d for n in visual_per_layer)
+    return (attention + sum(2 * n * d * m for n in mlp_per_layer or visual_per_layer)) / TERA
 
 
 def _causal_pairs(n: int) -> int:
     return n * (n + 1) // 2
 
 
-def _layer_macs(shape: ModelShape, rows: int, pairs: int) -> int:
-    """Multiply-adds of one decoder layer: `rows` tokens computed, `pairs` (query, key) pairs attended."""
-    projections = 2 * shape.query_width + 2 * shape.key_width + 3 * shape.intermediate
-    return rows * shape.hidden * projections + 2 * pairs * shape.query_width
+def _layer_macs(shape: ModelShape, rows: int, pairs: int, mlp_rows: int | None = None) -> int:
+    """Multiply-adds of one decoder layer: `rows` tokens computed, `pairs` (query, key) pairs attended.
+
+    `mlp_rows` of the tokens reach the MLP; None: all.
+    """
+    projections = rows * (2 * shape.query_width + 2 * shape.key_width)
+    mlp = (rows if mlp_rows is None else mlp_rows) * 3 * shape.intermediate
+    return shape.hidden * (projections + mlp) + 2 * pairs * shape.query_width
 
 
 def segment_masked_pairs(segments: Sequence[int], prefix: int, suffix: int, *, prefix_visible: bool = True) -> int:
@@ -133,6 +141,7 @@ def exact_tflops(
     visual_per_layer: Sequence[int],
     text_tokens: int = 40,
     *,
+    mlp_per_layer: Sequence[int] | None = None,
     prefix_tokens: int = 0,
     segments: Sequence[int] = (),
     masked_layers: Sequence[int] = (0,),
@@ -144,19 +153,20 @@ def exact_tflops(
     Parameters
     ----------
     visual_per_layer : visual tokens that enter each layer.
+    mlp_per_layer : those that enter its MLP, where a method drops between attention and MLP.
     text_tokens, prefix_tokens : all text tokens of the prompt, and how many of them stand before the video.
     segments : visual tokens per segment where the `masked_layers` are segment-masked; empty for plain causal
     attention. prefix_visible : as in `segment_masked_pairs`.
     extra_macs : what a method adds: `score_macs`, `bias_macs`, `bias_setup_macs`.
     """
     macs = shape.hidden * shape.vocab + extra_macs
-    for layer, visual in enumerate(visual_per_layer):
+    for layer, (visual, inner) in enumerate(zip(visual_per_layer, mlp_per_layer or visual_per_layer, strict=True)):
         rows = visual + text_tokens
         pairs = _causal_pairs(rows)
         if segments and layer in masked_layers:
             suffix = text_tokens - prefix_tokens
             pairs = segment_masked_pairs(segments, prefix_tokens, suffix, prefix_visible=prefix_visible)
-        macs += _layer_macs(shape, rows, pairs)
+        macs += _layer_macs(shape, rows, pairs, inner + text_tokens)
     return 2 * macs / TERA
 
 
@@ -279,14 +289,15 @@ def kv_bytes(shape: ModelShape, tokens_per_layer: Sequence[int], bytes_per_value
 
 
 def flops_matched_retention(
-    shape: ModelShape, n: int, retention: float, per_layer: Callable[[float], Sequence[int]]
+    shape: ModelShape, n: int, retention: float, per_layer: Callable[[float], Sequence[int]], method: str = ""
 ) -> float:
     """Return the retention m / n at which a method costs what FastV (K=2) costs at `retention`, in paper TFLOPs.
 
     Parameters
     ----------
     n : visual tokens before pruning. per_layer : retention -> visual tokens that enter each layer; it must not
-    decrease with retention. Of the two token counts around the target the nearer in cost is taken.
+    decrease with retention. method : its name, which tells where in a layer it drops (`schedule.INSIDE`). Of the two
+    token counts around the target the nearer in cost is taken.
 
     Raises
     ------
@@ -297,7 +308,8 @@ def flops_matched_retention(
     )
 
     def cost(kept: int) -> float:
-        return paper_tflops(shape, per_layer(kept / n))
+        counts = per_layer(kept / n)
+        return paper_tflops(shape, counts, mlp_per_layer(counts, method))
 
     low, high = 1, n
     if cost(low) > target * (1 + 1e-9):
@@ -322,4 +334,4 @@ def paper_flops_matched(row: PaperRow) -> float | None:
     def per_layer(share: float) -> list[int]:
         return visual_per_layer(shape.layers, n, method_schedule(row.method, share, n, shape.layers))
 
-    return flops_matched_retention(shape, n, retention, per_layer)
+    return flops_matched_retention(shape, n, retention, per_layer, row.method)

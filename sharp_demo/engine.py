@@ -498,7 +498,9 @@ class Engine:
         def per_layer(retention: float) -> list[int]:
             return replace(method, retention=retention).visual_per_layer(layers, n, frames)
 
-        return replace(method, retention=flops_matched_retention(loaded.shape, n, method.retention, per_layer))
+        return replace(
+            method, retention=flops_matched_retention(loaded.shape, n, method.retention, per_layer, method.name)
+        )
 
     @torch.inference_mode()
     def _answer(
@@ -645,11 +647,12 @@ def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, col
         extra.pop("bias_setup", None)
     masked = [layer for layer in options.get("segm_layers", ()) if options["segm"] and layer < options["layer"]]
     return {
-        "paper": paper_tflops(shape, achieved),
+        "paper": paper_tflops(shape, achieved, run.mlp_per_layer),
         "exact": exact_tflops(
             shape,
             achieved,
             text,
+            mlp_per_layer=run.mlp_per_layer,
             prefix_tokens=prefix,
             segments=run.segment_tokens,
             masked_layers=masked,

@@ -25,7 +25,7 @@ from sharp_demo.cost import (
     segment_masked_pairs,
 )
 from sharp_demo.errors import MethodError
-from sharp_demo.pruning.schedule import method_schedule, visual_per_layer
+from sharp_demo.pruning.schedule import method_schedule, mlp_per_layer, visual_per_layer
 
 TABLES = json.loads((Path(__file__).parent / "data/paper_tables.json").read_text())
 OV7B = SHAPES["llava-onevision-7b"]
@@ -105,6 +105,33 @@ def test_table_3_prints_4_3(method: str, retention: float, ours: float) -> None:
     cost = paper_tflops(OV7B, counts)
     assert cost == pytest.approx(ours, abs=5e-4)
     assert f"{cost:.1f}" == "4.3"
+
+
+@pytest.mark.parametrize(
+    ("config", "n", "asked", "even", "first", "matched"),
+    [
+        ("llava-onevision-7b", 6272, 0.25, 10.71, 10.23, 0.324),
+        ("llava-onevision-7b", 6272, 0.20, 8.98, 8.48, 0.279),
+        ("llava-onevision-7b", 6272, 0.15, 7.28, 6.76, 0.235),
+        ("llava-onevision-7b", 6272, 0.10, 5.61, 5.08, 0.191),
+        ("qwen2-vl-7b", 2880, 0.20, 3.99, 3.72, 0.278),
+        ("qwen2-vl-7b", 2880, 0.10, 2.52, 2.23, 0.189),
+    ],
+)
+def test_framefusion_costs_what_the_documentation_says(
+    config: str, n: int, asked: float, even: float, first: float, matched: float
+) -> None:
+    """At FastV's mean over layers; where nothing merges, layer 0's attention sees all and its MLP what is left."""
+    shape, mean = SHAPES[config], (2 + 26 * asked) / 28
+
+    def counts(share: float) -> list[int]:
+        return per_layer("framefusion", shape, n, share)
+
+    assert paper_tflops(shape, [round(mean * n)] * 28) == pytest.approx(even, abs=6e-3)
+    assert paper_tflops(shape, counts(mean), mlp_per_layer(counts(mean), "framefusion")) == pytest.approx(
+        first, abs=6e-3
+    )
+    assert flops_matched_retention(shape, n, asked, counts, "framefusion") == pytest.approx(matched, abs=6e-4)
 
 
 @pytest.mark.parametrize(("asked", "matched"), [(0.25, 0.2820), (0.2, 0.2346), (0.15, 0.1872), (0.1, 0.1398)])

@@ -103,6 +103,7 @@ class Tally:
     evidence_kept: list[float] = field(default_factory=list)  # share of the evidence tokens; NaN where none is named
     thirds: list[list[float]] = field(default_factory=list)  # share of the kept tokens in each third of the clip
     visual: list[list[int]] = field(default_factory=list)  # visual tokens that entered each layer
+    mlp: list[list[int]] = field(default_factory=list)  # and its MLP
 
 
 Runs = dict[tuple[str, tuple[int, ...]], Row]
@@ -187,7 +188,7 @@ def matched(method: Method, match: str, shape: ModelShape, n: int, frames: int) 
     def per_layer(retention: float) -> list[int]:
         return replace(method, retention=retention).visual_per_layer(shape.layers, n, frames)
 
-    return replace(method, retention=flops_matched_retention(shape, n, method.retention, per_layer))
+    return replace(method, retention=flops_matched_retention(shape, n, method.retention, per_layer, method.name))
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
@@ -256,6 +257,7 @@ def _ask(asked: Asked, subject: Subject, row: Row, tally: Tally) -> None:
     tally.right.append(right)
     tally.evidence_kept.append(float(np.isin(evidence, kept).mean()) if evidence else float("nan"))
     tally.visual.append(list(run.visual_per_layer))
+    tally.mlp.append(list(run.mlp_per_layer))
     tally.thirds.append((np.bincount(third, minlength=3) / len(kept)).tolist())
 
 
@@ -300,7 +302,7 @@ def document(
     for row in rows:
         tally = tallies[row.run]
         right, kept = np.array(tally.right, float), [layers[-1] for layers in tally.visual]
-        costs = [paper_tflops(shape, layers) for layers in tally.visual]
+        costs = [paper_tflops(shape, layers, mlp) for layers, mlp in zip(tally.visual, tally.mlp, strict=True)]
         results.append(
             {
                 "model": backbone.name,

@@ -83,6 +83,7 @@ class Run:
     trace : name -> tensor, what a method tells of its steps when it is asked to (slots where it names tokens).
     segment_tokens : visual tokens of each segment in the layers that are segment-masked; empty without any.
     visual_per_layer : visual tokens that entered each decoder layer.
+    mlp_per_layer : those that entered its MLP: fewer where a method dropped after the attention.
     stages : milliseconds per stage, read after the prefill.
     """
 
@@ -98,6 +99,7 @@ class Run:
     trace: dict[str, Tensor] = field(default_factory=dict)
     segment_tokens: list[int] = field(default_factory=list)
     visual_per_layer: list[int] = field(default_factory=list)
+    mlp_per_layer: list[int] = field(default_factory=list)
     bias_cold: bool = False
     stopwatch: Stopwatch = field(init=False)
 
@@ -117,7 +119,7 @@ class Run:
         self.merged_into = torch.full((n,), -1, device=self.device)
         self.scores, self.layer_scores, self.trace = {}, {}, {}
         self.segments, self.segment_tokens = [], []
-        self.visual_per_layer = [n] * layers
+        self.visual_per_layer, self.mlp_per_layer = [n] * layers, [n] * layers
         self.bias_cold = False
         self.stopwatch = Stopwatch(self.device)
 
@@ -226,7 +228,7 @@ class Prefill(Pass):
 
     def after_attention(self, layer: int) -> None:
         for part in self.active_parts:
-            self._apply(part.after_attention(layer, self), first_layer=layer + 1)
+            self._apply(part.after_attention(layer, self), first_layer=layer + 1, first_mlp=layer)
 
     def finish(self) -> None:
         """Called when all layers ran."""
@@ -301,7 +303,8 @@ class Prefill(Pass):
         cos, sin = self.rotary
         return cos[:, -1:], sin[:, -1:]
 
-    def _apply(self, selection: Selection | None, first_layer: int) -> None:
+    def _apply(self, selection: Selection | None, first_layer: int, first_mlp: int | None = None) -> None:
+        """Take in a selection; it holds from the attention of `first_layer` and the MLP of `first_mlp` on."""
         if selection is None:
             return
         kept = selection.kept
@@ -322,8 +325,9 @@ class Prefill(Pass):
             self.run.merged_into = _final_targets(self.run.merged_into, self.slots)
             role = self.run.role[kept] if selection.role is None else selection.role.to(torch.int8)
         self.run.kept, self.run.role = self.slots, role
-        layers = len(self.run.visual_per_layer)
+        layers, first_mlp = len(self.layers), first_layer if first_mlp is None else first_mlp
         self.run.visual_per_layer[first_layer:] = [len(kept)] * (layers - first_layer)
+        self.run.mlp_per_layer[first_mlp:] = [len(kept)] * (layers - first_mlp)
 
     def _rotary_of(self, index: Tensor, first_layer: int, *, compact: bool) -> Rotary:
         if not compact:

@@ -40,6 +40,15 @@ def visual_per_layer(layers: int, n: int, schedule: Schedule) -> list[int]:
     return counts
 
 
+INSIDE = frozenset({"framefusion"})
+"""Methods that drop after a layer's attention and before its MLP, all but their first stage at layer 0."""
+
+
+def mlp_per_layer(visual: Sequence[int], method: str) -> list[int]:
+    """Return the visual tokens that enter each layer's MLP, given those that enter its attention (`visual`)."""
+    return [*visual[1:], *visual[-1:]] if method in INSIDE else list(visual)
+
+
 def grid_tokens(frames: int, rows: int, cols: int, stride: int) -> int:
     """Return the size of a per-frame uniform grid that starts at row and column 0 and takes every `stride`-th."""
     return frames * -(-rows // stride) * -(-cols // stride)
@@ -120,6 +129,7 @@ def check_layer_mean(method: str, retention: float, layers: int) -> None:
 def framefusion_schedule(retention: float, n: int, layers: int) -> list[tuple[int, int]]:
     """Return FrameFusion's stage on a video where nothing merges: layer 0 sees all, the others make up for it.
 
+    The drop lies between the attention and the MLP of layer 0 (see `mlp_per_layer`).
     `retention` is the mean over layers; where that is out of reach (see `check_layer_mean`) one token is left.
     """
     rest = (retention * layers - 1) / (layers - 1) if layers > 1 else 1.0
