@@ -75,8 +75,8 @@ def tagged(events: Iterator[Event], run: str) -> Generator[Event, None, None]:
 class RunLine:
     """Collects what the line of one run says.
 
-    `outcome` is "done", "stopped", "timed out", "refused" (a bad request), "failed" (our fault), or "left": the client
-    went away, which is also what it stays when the process is killed.
+    `outcome` is "done", "stopped", "timed out", "refused" (a bad request), "failed" (our fault, or every method
+    failed), or "left": the client went away, which is also what it stays when the process is killed.
     """
 
     def __init__(self, run: str, request: Request) -> None:
@@ -110,9 +110,9 @@ class RunLine:
                 }
             case MethodFailed(label=label, kind=kind):
                 fields["methods"][label] = {"status": kind}
-            case Done(results=results):
+            case Done(results=results, failed=failed):
                 stopped = not fields["methods"] or any(result.status == "stopped" for result in results)
-                self.outcome = "stopped" if stopped else "done"
+                self.outcome = "failed" if failed and not results else "stopped" if stopped else "done"
 
     def fail(self, error: Exception) -> None:
         """Note the error that ended the run."""

@@ -46,7 +46,8 @@ class Health:
         now, condition = time.monotonic(), self.engine.condition
         free_mb = self.folder.free() / 1e6
         silent = now - condition.heard if condition.running else 0.0
-        stuck = silent > self.settings.run_timeout_s + STUCK_AFTER_S
+        # A download of gigabytes says nothing while it lasts.
+        stuck = condition.state != "loading" and silent > self.settings.run_timeout_s + STUCK_AFTER_S
         problem = condition.lost or (f"a run has been silent for {silent:.0f} s" if stuck else "")
         degraded = free_mb < self.settings.min_free_mb
         return {

@@ -47,6 +47,8 @@ def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
     """Assemble the page and its API endpoint around an engine; `launch` it with `launch_options`."""
     examples = load_examples(settings)
     callbacks = Callbacks(engine, settings, Path(get_upload_folder()), settings.assets / "clips")
+    # Served from where they are: copies in the upload folder would be the first that its quota deletes.
+    gr.set_static_paths([settings.assets / "clips"])
     with gr.Blocks(
         title=strings.TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, KEEP_FILES_S)
     ) as page:

@@ -84,4 +84,5 @@ def remove(files: list[Held], size: int, before: float) -> int:
         with contextlib.suppress(OSError):
             file.path.unlink()
             freed += file.size
+            file.path.parent.rmdir()  # every upload has a folder of its own
     return freed

@@ -183,7 +183,7 @@ def _decode(
                 if frames.shape == shape and frames.dtype == np.uint8 and len(times) == shape[0]:
                     return decoder, frames, times
                 ended = Ended("crashed", f"result of shape {frames.shape}")
-        log.info("%s could not decode %s: %s, %s", decoder, source.label, ended.failure, ended.detail)
+        log.info("%s could not decode the file: %s, %s", decoder, ended.failure, ended.detail)
         failures.append(ended)
         if ended.failure == "killed" or time.monotonic() >= deadline:
             raise _error(ended, source, settings)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 _MAX_REPORT = 16 << 20
+_FULL = 1 << 20  # bytes free below which a child that failed had no room
 _QUIET = {
     # One thread and few arenas: each more would reserve address space that counts against the memory limit.
     "OPENBLAS_NUM_THREADS": "1",
@@ -66,7 +68,11 @@ def run_child(stage: str, job: dict[str, Any], limits: Limits, scratch: Path, in
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([_PACKAGE_ROOT, *filter(None, sys.path)]))
     report = scratch / "report.json"
     report.unlink(missing_ok=True)
-    with open(scratch / "stderr.txt", "wb+") as stderr:
+    try:
+        errors = open(scratch / "stderr.txt", "wb+")  # noqa: SIM115
+    except OSError as error:
+        return Ended("unavailable", f"no room for its messages: {error}")
+    with errors as stderr:
         try:
             process = subprocess.Popen(
                 command(stage),
@@ -93,6 +99,8 @@ def run_child(stage: str, job: dict[str, Any], limits: Limits, scratch: Path, in
         stderr.seek(0)
         said = stderr.read(2000).decode(errors="replace").strip()
     ended = Ended("timeout", f"after {limits.wall_s:.1f} s") if late else _judge(process.returncode, report)
+    if ended.failure == "crashed" and shutil.disk_usage(scratch).free < _FULL:
+        ended = Ended("unavailable", f"disk full; {ended.detail}")
     log.debug("%s: %s %s peak %s MB; %s", stage, ended.failure, ended.detail, ended.report.get("peak_mb"), said)
     return ended
 
@@ -119,8 +127,10 @@ def _judge(status: int, report: Path) -> Ended:
         if report.stat().st_size > _MAX_REPORT:
             return Ended("crashed", "report too long")
         data = json.loads(report.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return Ended("crashed", f"no report: {type(error).__name__}")
+    if not isinstance(data, dict) or not isinstance(data.get("limits_refused"), list):
+        return Ended("crashed", "unusable report")
     if data["limits_refused"]:
-        log.debug("limits not available on this system: %s", ", ".join(data["limits_refused"]))
+        log.debug("limits not available on this system: %s", data["limits_refused"])
     return Ended(data.get("failure"), data.get("detail", ""), data)

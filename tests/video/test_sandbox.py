@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -164,6 +165,50 @@ def test_nonsense_from_a_child_is_not_believed(body, h264, limits, replace_stage
     for decoder in DECODERS:
         replace_stage(decoder, instead_of_run(body))
     assert failure(h264, limits).kind == "crashed"
+
+
+@pytest.mark.parametrize(
+    "report",
+    ["[]", "{}", '"x"', "null", '{"limits_refused": 3}', '{"limits_refused": null}', "[" * 100_000],
+    ids=lambda report: report[:24],
+)
+@pytest.mark.parametrize("stage", ["scan", "decoder"])
+def test_a_report_of_another_form_is_not_believed(report, stage, h264, limits, replace_stage):
+    code = instead_of_run(f"import os; open('report.json', 'w').write({report!r}); os._exit(0)")
+    for name in ("scan",) if stage == "scan" else DECODERS:
+        replace_stage(name, code)
+    assert failure(h264, limits).kind == "crashed"
+
+
+# As root of a user namespace where the tests do not run as root.
+OWN_MOUNTS = ["unshare", "--mount", *([] if hasattr(os, "getuid") and os.getuid() == 0 else ["--map-root-user"])]
+
+
+def test_a_full_disk_is_not_the_fault_of_the_file(h264, tmp_path):
+    if not shutil.which("unshare") or subprocess.run([*OWN_MOUNTS, "true"], capture_output=True).returncode != 0:
+        pytest.skip("a small disk needs a mount namespace, which this system does not give")
+    script = f"mount -t tmpfs -o size=400k tmpfs {tmp_path} && exec {sys.executable} -c '{DECODE_THERE}' {h264}"
+    done = subprocess.run(
+        [*OWN_MOUNTS, "sh", "-c", script],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split(None, 1)[0] == "unavailable", done.stderr[-2000:]
+    assert "disk is full" in done.stdout
+
+
+DECODE_THERE = """
+import sys
+from sharp_demo.errors import VideoError
+from sharp_demo.settings import Settings
+from sharp_demo.video import decode
+try:
+    print("decoded", decode(sys.argv[1], 32, Settings()).frames.shape)
+except VideoError as error:
+    print(error.kind, error)
+"""
 
 
 def test_limits_and_environment_of_the_child(h264, limits, replace_stage, monkeypatch):
