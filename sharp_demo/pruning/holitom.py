@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sharp_demo.pruning.frames import input_frames
 from sharp_demo.pruning.method import REINDEX, Method, knob, top_k
 from sharp_demo.pruning.runtime import Prefill, Role, Selection
 from sharp_demo.pruning.schedule import Schedule, ceil_share, holitom_layer, holitom_schedule
@@ -208,11 +209,11 @@ class HoliTom(Method):
         return self._inner(layer, prefill) if layer == self.inner_layer and self.drop > 0 else None
 
     def _outer(self, prefill: Prefill) -> Selection:
+        tokens = input_frames(self.name, prefill)
         layout, received = prefill.layout, prefill.signals.received
         patches = layout.rows * layout.cols
         prefill.record_scores("raw", received)
         with prefill.stage("segments"):
-            tokens = prefill.hidden[0, prefill.rows].view(layout.frames, patches, -1)
             runs = static_runs(tokens, self.tau)
             segments, gone = best_segments(removable(runs), self.window)
             prefill.run.segments = segments
@@ -237,7 +238,7 @@ class _Draft:
     """What the outer stage keeps, segment by segment; slots number the tokens of all frames."""
 
     def __init__(self, method: HoliTom, tokens: Tensor, received: Tensor, share: float) -> None:
-        self.method, self.tokens, self.received, self.share = method, tokens.float(), received, share
+        self.method, self.tokens, self.received, self.share = method, tokens, received, share
         self.patches = tokens.shape[1]
         self.generator = torch.Generator().manual_seed(method.seed)
         self.kept: list[Tensor] = []

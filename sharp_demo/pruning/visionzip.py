@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sharp_demo.pruning.frames import input_frames
 from sharp_demo.pruning.method import REINDEX, Method, knob
 from sharp_demo.pruning.runtime import Prefill, Role, Selection
 from sharp_demo.pruning.schedule import Schedule, budget, framewise_budget
@@ -85,6 +86,7 @@ class VisionZip(Method):
         return self._select(prefill) if layer == 0 else None
 
     def _select(self, prefill: Prefill) -> Selection:
+        hidden = input_frames(self.name, prefill).flatten(0, 1)
         layout, signals = prefill.layout, prefill.signals
         frames, per_frame = layout.frames, layout.rows * layout.cols
         prefill.record_scores("raw", signals.received)
@@ -99,7 +101,6 @@ class VisionZip(Method):
             targets = spread(rest.shape[1], contextual_count).to(rest.device)
         first = torch.arange(frames, device=rest.device)[:, None] * per_frame
         dominant, rest = dominant + first, rest + first  # slots from here on
-        hidden = prefill.hidden[0, prefill.rows]
         compact = self.reindex_positions and not prefill.mrope
         if contextual_count == 0:
             kept = dominant.flatten()
@@ -111,7 +112,7 @@ class VisionZip(Method):
             merged_into[rest] = rest[:, targets].gather(1, nearest)
             merged_into[rest[:, targets]] = -1
             kept, order = torch.cat((dominant, rest[:, targets]), 1).flatten().sort()
-            rows = torch.cat((hidden[dominant].float(), contextual), 1).flatten(0, 1)[order]
+            rows = torch.cat((hidden[dominant], contextual), 1).flatten(0, 1)[order]
             roles = torch.tensor([Role.DOMINANT] * dominant_count + [Role.CONTEXTUAL] * contextual_count)
             role = roles.to(rest.device).repeat(frames)[order]
         return Selection(kept, role, rows, merged_into, compact=compact)

@@ -14,9 +14,14 @@ from sharp_demo.errors import MethodError
 from sharp_demo.pruning.evs import EVS
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.floors import Uniform
+from sharp_demo.pruning.framefusion import FrameFusion
 from sharp_demo.pruning.frames import dissimilarity
+from sharp_demo.pruning.holitom import HoliTom
+from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.schedule import budget
-from tests.pruning.prompts import Prompt, greedy, naive_logits, with_frames
+from sharp_demo.pruning.sharpv import SharpV
+from sharp_demo.pruning.visionzip import VisionZip
+from tests.pruning.prompts import Prompt, greedy, naive_logits, scenes, with_frames
 
 
 @pytest.fixture
@@ -112,8 +117,14 @@ def test_in_combinations_it_comes_first(prompt: Prompt) -> None:
     with (EVS(retention=0.5) + FastV(retention=0.2))(prompt.model) as run:
         greedy(prompt, steps=1)
     assert run.visual_per_layer == [budget(0.5, n)] * 2 + [budget(0.2, n)] * 2
-    with (
-        (Uniform(retention=0.9, layer=0) + EVS(retention=0.5))(prompt.model),
-        pytest.raises(MethodError, match="evs: compares whole frames, so it must come first in a combination"),
-    ):
-        greedy(prompt, steps=1)
+
+
+@pytest.mark.parametrize("method", [EVS, SharpV, VisionZip, HoliTom], ids=lambda method: method.name)
+def test_whole_frames_are_needed(method: type[Method], tiny: Backbone) -> None:
+    """Behind a method that has dropped before the LLM it says so, before it has written anything down."""
+    prompt = Prompt(tiny, scenes(8)[:1].repeat(8, 0))  # a still, so that FrameFusion merges at once
+    for first in (Uniform(retention=0.9, layer=0), FrameFusion(retention=0.5)):
+        message = f"^{method.name}: compares whole frames, so it must come first in a combination"
+        with (first + method(retention=0.5))(prompt.model) as run, pytest.raises(MethodError, match=message):
+            greedy(prompt, steps=1)
+        assert run.scores == {}
