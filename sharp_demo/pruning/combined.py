@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
-from sharp_demo.errors import MethodError
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.schedule import Schedule
 
@@ -37,6 +35,10 @@ class Combined(Method):
         return any(part.needs_vision for part in self.parts if part.active)
 
     @property
+    def question_aware(self) -> bool:  # type: ignore[override]
+        return any(part.question_aware for part in self.parts)
+
+    @property
     def adaptive(self) -> bool:  # type: ignore[override]
         return any(part.adaptive for part in self.parts)
 
@@ -45,11 +47,10 @@ class Combined(Method):
 
     def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
         stages = [stage for part in self.parts if part.active for stage in part.schedule(layers, n, frames)]
-        if any(second <= first for (first, _), (second, _) in pairwise(stages)):
-            raise MethodError(
-                f"{self.name}: its parts prune before layers {[at for at, _ in stages]}, not in that order."
-            )
-        return stages
+        kept, left = n, {}
+        for layer, asked in sorted(stages, key=lambda stage: stage[0]):  # stable: in one layer the first part is first
+            left[layer] = kept = min(kept, asked)
+        return list(left.items())
 
     def require(self, processor: Any | None) -> None:
         for part in self.parts:

@@ -163,7 +163,7 @@ class SingleStage(Method, ABC):
     def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
         if layer != self.layer:
             return None
-        return self.select(prefill, budget(self.retention, len(prefill.layout)))
+        return self.select(prefill, min(budget(self.retention, len(prefill.layout)), len(prefill.rows)))
 
     @abstractmethod
     def select(self, prefill: Prefill, k: int) -> Selection:

@@ -264,7 +264,10 @@ class Prefill(Pass):
         block = self.layers[layer]
         x_last = block.input_layernorm(self._last_input)
         keys = self.cache.layers[layer].keys
-        return last_query_logits(block.self_attn, x_last, self._last_rotary, keys)[0]
+        logits = last_query_logits(block.self_attn, x_last, self._last_rotary, keys)[0]
+        seen = self.orders[layer]
+        # Another method may have dropped rows since: those that are left have a score each.
+        return logits if len(seen) == len(self.order) else logits[:, torch.searchsorted(seen, self.order)]
 
     def logits_of_next_layer(self, layer: int) -> Tensor:
         """Last token's logits [heads, n] in the layer that is about to run (look-ahead)."""

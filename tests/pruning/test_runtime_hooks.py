@@ -13,12 +13,17 @@ from torch import Tensor
 
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.engine import prefill, suppress_placeholders
-from sharp_demo.errors import MethodError, UnsupportedError
+from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning.attention import Span, segment_masked
 from sharp_demo.pruning.combined import Combined
+from sharp_demo.pruning.evs import EVS
+from sharp_demo.pruning.fastv import FastV
+from sharp_demo.pruning.floors import Latest, Uniform
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.runtime import AttentionOverride, Prefill, Role, Selection
 from sharp_demo.pruning.schedule import Schedule
+from sharp_demo.pruning.sharp import ShaRP
+from sharp_demo.pruning.visionzip import VisionZip
 from tests.pruning.prompts import Prompt, greedy, masked, naive_logits, shortened
 
 ANSWER = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": -1}
@@ -346,10 +351,48 @@ def test_three_are_one_list(prompt: Prompt) -> None:
         assert run.kept.tolist() == every(len(prompt.layout), 2, 2, 2).tolist()
 
 
-def test_parts_out_of_order_are_refused() -> None:
-    for wrong in (Every(cuts=(2,)) + Every(cuts=(0,)), Every(cuts=(1,)) + Every(cuts=(1,))):
-        with pytest.raises(MethodError, match="not in that order"):
-            wrong.schedule(4, 100)
+@pytest.mark.parametrize(
+    "method",
+    [
+        VisionZip(retention=0.2) + ShaRP(retention=0.5, posc=False),  # the second budget is above what is left
+        VisionZip(retention=0.2) + FastV(retention=0.5),
+        EVS(retention=0.4) + Latest(retention=0.9) + Uniform(retention=0.8),
+        FastV(retention=0.3) + ShaRP(retention=0.5, posc=False),  # the second part prunes first
+        Uniform(retention=0.5, layer=1) + FastV(retention=0.25, layer=1),
+    ],
+    ids=lambda method: "+".join(part.name for part in method.parts),
+)
+def test_parts_in_any_order_count_as_they_run(method: Combined, prompt: Prompt) -> None:
+    n, frames = len(prompt.layout), prompt.layout.frames
+    with method(prompt.model) as run:
+        logits, cache, _ = prefill(prompt.model, prompt.inputs())
+    assert run.visual_per_layer == method.visual_per_layer(4, n, frames)
+    assert run.kept.tolist() == sorted(set(run.kept.tolist()))
+    assert not logits.isnan().any()
+    text = prompt.length - n
+    assert [layer.get_seq_length() - text for layer in cache.layers] == run.visual_per_layer
+
+
+def test_logits_of_the_last_layer_are_those_of_the_tokens_that_are_left(prompt: Prompt) -> None:
+    """Where another method has dropped since: before the same layer, or inside the one before."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def listen(state: Prefill) -> None:
+        seen.append((state.order, state.logits_of_last_layer(1)))
+
+    for first in (Every(cuts=(3,), step=1), Every(cuts=(2,), step=2), Inside()):
+        with (first + Wraps(calls=((2, listen),)))(prompt.model):
+            prefill(prompt.model, prompt.inputs())
+    (whole, expected), *others = seen
+    assert len(whole) == prompt.length
+    for order, logits in others:
+        assert len(order) < prompt.length
+        torch.testing.assert_close(logits, expected[:, order])
+
+
+def test_a_combination_sees_the_question_if_a_part_does() -> None:
+    assert (VisionZip() + ShaRP()).question_aware
+    assert not (VisionZip() + EVS()).question_aware
 
 
 def test_two_overrides_of_one_layer_are_refused(prompt: Prompt) -> None:
