@@ -33,6 +33,11 @@ def default_host() -> str:
     return "0.0.0.0" if ON_SPACE in os.environ else "127.0.0.1"
 
 
+def default_proxies() -> int:
+    """Return 0, except inside a Hugging Face Space, where all visitors come through Hugging Face's proxy."""
+    return int(ON_SPACE in os.environ)
+
+
 class Settings(BaseSettings):
     """Settings of one server or command; `SHARP_MODEL=... python app.py` sets `model`, and so on."""
 
@@ -58,7 +63,11 @@ class Settings(BaseSettings):
         "",
         description="who may embed the page (CSP frame-ancestors); empty: itself, on a Space Hugging Face too",
     )
-    proxies: int = Field(0, ge=0, description="own reverse proxies in front, whose X-Forwarded-For is believed")
+    proxies: int = Field(
+        default_factory=default_proxies,
+        ge=0,
+        description="own reverse proxies in front, whose X-Forwarded-For is believed; in a Space 1",
+    )
     requests_per_minute: int = Field(120, ge=0, description="uploads, runs and clicks of one client; 0: no limit")
     queue_size: int = Field(20, ge=1, description="requests that may wait; more are refused")
     webcam: bool = Field(True, description="offer the webcam beside file upload")

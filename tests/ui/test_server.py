@@ -109,6 +109,7 @@ def test_names_and_framing_follow_the_deployment(monkeypatch):
     assert Settings(frame_ancestors="https://a.example; script-src *").framing == "https://a.example script-src *"
     monkeypatch.setenv("SPACE_ID", "someone/demo")
     assert Settings().host_names is None
+    assert (Settings().proxies, local.proxies) == (1, 0)
     assert Settings(host="127.0.0.1", allowed_hosts="a.example").host_names == {"127.0.0.1", "a.example"}
     assert "https://huggingface.co" in Settings().framing
 
