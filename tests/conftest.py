@@ -1,6 +1,7 @@
 """Fixtures for everybody: tiny random checkpoints of both families, written once and loaded as any model is."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,57 @@ import torch
 
 from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.backbones.tiny import TinyShape, write_checkpoint
+from sharp_demo.bench.provenance import commit, machine
 from sharp_demo.settings import Settings
+
+MEASURED = pytest.StashKey[list[dict[str, str]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--figures", type=Path, help="write what the tests measured to FILE.json, and a table to FILE.md")
+
+
+@pytest.fixture(scope="session")
+def measured(pytestconfig: pytest.Config) -> Callable[[str, str, str], None]:
+    """Record (what, figure, limit): shown after the tests, quiet or not, and written where --figures says."""
+    figures = pytestconfig.stash.setdefault(MEASURED, [])
+    return lambda what, figure, limit: figures.append({"what": what, "measured": figure, "limit": limit})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    figures = config.stash.get(MEASURED, [])
+    if not figures:
+        return
+    terminalreporter.section("measured")
+    for one in figures:
+        terminalreporter.write_line(f"{one['what']}: {one['measured']} (limit {one['limit']})")
+    if path := config.getoption("figures"):
+        write_figures(path, figures)
+
+
+def write_figures(path: Path, figures: list[dict[str, str]]) -> None:
+    where = {**machine(), "threads": 1}  # of the server that is measured
+    document = {"commit": commit(), "machine": where, "figures": figures}
+    path.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    rows = [f"| {one['what']} | {one['measured']} | {one['limit']} |" for one in figures]
+    lines = [
+        "# Speed of the page",
+        "",
+        "Headless Chromium and the app on one machine, embedded model, made by",
+        "",
+        "```",
+        "python -m pytest -q -m full tests/ui/test_page_quality.py --figures docs/results/page-speed.json",
+        "```",
+        "",
+        f"Machine: {where['cpu']}, {where['cores']} cores, shared; the app on one thread.",
+        f"Commit: {document['commit']}.",
+        "`make test-full` shows the same figures after its tests.",
+        "",
+        "| what | measured | limit |",
+        "|---|---:|---:|",
+        *rows,
+    ]
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 @pytest.fixture(scope="session", autouse=True)

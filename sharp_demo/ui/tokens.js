@@ -2,7 +2,7 @@
 // textContent or on canvas, because Gradio expands values inside a template as code.
 const $ = (selector, root = element) => root.querySelector(selector);
 const view = { value: null, frame: 0, mode: "kept", image: null, src: null, timer: null, cards: new Map(), key: "",
-  probe: null, pinned: false, thumb: 0 };
+  probe: null, pinned: false, thumb: 0, clipSource: "", changed: 0 };
 const MARKS = { register: "●", filled: "○", merged: "+", grid: "□", dominant: "▲", contextual: "◆", static: "■" };
 const PLAIN = new Set(["dropped", "kept"]);
 const KINDS = ["raw", "bias", "debiased"];
@@ -39,10 +39,6 @@ function viridisTable(stops) {
 
 function markOf(role) {
   return PLAIN.has(role) ? "" : MARKS[role] || role.slice(0, 1).toUpperCase();
-}
-
-function percent(share) {
-  return (100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0) + " %";
 }
 
 // ---- cards -----------------------------------------------------------------------------------------------------
@@ -588,7 +584,10 @@ function drawStrip() {
     }
     context.fillStyle = "#ff5d5d";
     for (const [start] of tokens.segments) if (start > 0) context.fillRect(start * thumb - 2, 0, 2, tall + 10);
-    canvas.addEventListener("click", (event) => goTo(Math.floor(event.offsetX / thumb)));
+    canvas.addEventListener("click", (event) => {
+      play(false);
+      goTo(Math.floor(event.offsetX / thumb));
+    });
     sheet.append(label, canvas);
   }
   const cursor = make("div", "sd-cursor");
@@ -751,6 +750,7 @@ function loadSprite(clip) {
   if (src === view.src) return;
   view.src = src;
   view.image = null;
+  $(".sd-lost").hidden = true;
   if (!src) return;
   const image = new Image();
   image.onload = async () => {
@@ -758,6 +758,11 @@ function loadSprite(clip) {
     if (view.src !== src) return;
     view.image = decoded;
     redraw();
+  };
+  image.onerror = () => {
+    if (view.src !== src) return;
+    setText($(".sd-lost"), say("no_picture"));
+    $(".sd-lost").hidden = false;
   };
   image.src = src;
 }
@@ -781,10 +786,12 @@ function render() {
   if (!value) return;
   const fresh = !view.value || view.value.run !== value.run;
   view.value = value;
-  setText($(".sd-status"), value.message);
+  if ($(".sd-message").textContent !== value.message) view.changed = performance.now();
+  setText($(".sd-message"), value.message);
   $(".sd-status").dataset.phase = value.phase;
   $(".sd").dataset.phase = value.phase;
   if (fresh) {
+    rememberClip(value);
     if (value.query) showAddress(value.query);
     view.frame = 0;
     view.probe = null;
@@ -806,12 +813,36 @@ function render() {
     }
     updateCard(view.cards.get(column.label), column);
   }
+  tick();
   loadSprite(value.clip);
   const pictures = value.run + "|" + value.columns.map((column) => (column.tokens ? column.label : "")).join("|");
   if (fresh || pictures !== view.key) {
     view.key = pictures;
     redraw();
   }
+}
+
+// Seconds since the message last changed, so that a long stage is seen to go on. Not announced: one line a second.
+function tick() {
+  const since = $(".sd-since");
+  const seconds = Math.floor((performance.now() - view.changed) / 1000);
+  since.hidden = !view.value || !["waiting", "running"].includes(view.value.phase) || seconds < 1;
+  setText(since, since.hidden ? "" : " · " + seconds + " s");
+}
+
+function clipSource() {
+  const video = document.querySelector("#clip video");
+  return video ? video.currentSrc : "";
+}
+
+// Only the clip these columns are about moves their frames. A stored result arrives together with its clip, which
+// the page may not have put in place yet.
+function rememberClip(value) {
+  view.clipSource = clipSource();
+  if (value.phase !== "waiting" && value.phase !== "running")
+    setTimeout(() => {
+      if (view.value.run === value.run) view.clipSource = clipSource();
+    }, 1000);
 }
 
 // The settings go into the page's address; what Gradio keeps there (`__theme`) stays.
@@ -852,7 +883,8 @@ for (const radio of element.querySelectorAll(".sd-modes input")) {
 window.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || !frameCount() || !$(".sd-bar").offsetParent) return;
   const slider = event.target === $(".sd-frame");
-  if (!slider && event.target.closest("input, textarea, select, video, [role=tab], [role=listbox], [contenteditable]"))
+  if (!slider && event.target.closest("input, textarea, select, video, [role=tab], [role=listbox], "
+    + "[contenteditable], .md-scroll"))
     return;
   // A focused button keeps its own space bar, and the slider its own arrows.
   if (event.key === " " && event.target.closest("button, a, summary, [role=button]")) return;
@@ -871,7 +903,7 @@ window.addEventListener("keydown", (event) => {
 });
 // The columns follow the input clip: at every picture while it plays, and when it is moved by hand.
 function follow(video) {
-  if (!frameCount() || !$(".sd-bar").offsetParent) return;
+  if (!frameCount() || !$(".sd-bar").offsetParent || video.currentSrc !== view.clipSource) return;
   const times = view.value.clip.timestamps;
   let nearest = 0;
   times.forEach((time, index) => {
@@ -897,6 +929,7 @@ window.addEventListener("sharp:picture", () => $(".sd-bar").offsetParent && save
 setInterval(() => {
   for (const parts of view.cards.values()) if (parts.column.status === "running") setText(parts.status, statusText(parts));
 }, 100);
+setInterval(tick, 1000);
 let seen = 0;
 new ResizeObserver(([entry]) => {
   if (view.value && entry.contentRect.width !== seen) redraw();

@@ -17,6 +17,18 @@ from sharp_demo.ui import strings
 
 HERE = Path(__file__).parent
 
+# Words of the columns beside `strings.THEATRE`: roles that methods outside ShaRP's family give, and a lost picture.
+WORDS = {
+    **strings.THEATRE,
+    "roles": {
+        **strings.THEATRE["roles"],
+        "dominant": "most attended in the vision tower",
+        "contextual": "mean of similar ones",
+        "static": "stands for its segment's frames",
+    },
+    "no_picture": "The pictures of the frames are no longer on the server: run the comparison again to see them.",
+}
+
 
 def static_html(value: Any, *, markup: str, script: str, css: str = "", **kwargs: Any) -> gr.HTML:
     """Return a `gr.HTML` whose markup never depends on its value."""
@@ -28,7 +40,7 @@ def token_columns(value: Any = None, **kwargs: Any) -> gr.HTML:
     return static_html(
         value,
         markup=(HERE / "tokens.html").read_text("utf-8"),
-        script=f"const STRINGS = {json.dumps(strings.THEATRE)};\n" + (HERE / "tokens.js").read_text("utf-8"),
+        script=f"const STRINGS = {json.dumps(WORDS)};\n" + (HERE / "tokens.js").read_text("utf-8"),
         css=(HERE / "tokens.css").read_text("utf-8"),
         **kwargs,
     )

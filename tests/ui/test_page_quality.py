@@ -6,6 +6,7 @@ import base64
 import io
 import statistics
 from importlib.resources import files
+from urllib.parse import urlparse
 
 import gradio as gr
 import numpy as np
@@ -13,9 +14,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from sharp_demo.pruning.runtime import Role
 from sharp_demo.records import Decoded, MethodDone, MethodSpec
 from sharp_demo.ui.board import Board
-from sharp_demo.ui.tokens import token_columns
+from sharp_demo.ui.modes.parts import component
+from sharp_demo.ui.tokens import WORDS, token_columns
 from tests.ui.test_browser import PAYLOADS, Watched, ask, browser, run, upload, watched
 from tests.views.handmade import make_result
 
@@ -149,8 +152,67 @@ def test_roles_nobody_foresaw_have_a_mark_and_a_line_in_the_legend(watched):
         demo.close()
 
 
+def hand_made(role: str, sprite: str | None = None) -> dict:
+    """A board of one done method, all of whose tokens were kept as `role`; the pictures at `sprite` or inline."""
+    board = Board.waiting([MethodSpec("sharp", {}, "Sharp")])
+    result = make_result("sharp")
+    result.role = [[role] * len(kept) for kept in result.kept]
+    board.apply(Decoded(np.full((4, 48, 80, 3), 180, np.uint8), (0.0, 1.0, 2.0, 3.0), {}, 1.0))
+    board.apply(MethodDone("Sharp", result))
+    board.sprite_path = "frames.jpg"
+    value = board.value()
+    inline = "data:image/jpeg;base64," + base64.b64encode(board.sprite.jpeg).decode()
+    value["clip"]["sprite"] = {"url": sprite or inline}
+    return value
+
+
+@pytest.mark.parametrize("role", ["dominant", "contextual", "static"])
+def test_roles_of_other_methods_have_words(role):
+    assert role in {one.label for one in Role}
+    assert WORDS["roles"][role] != role
+
+
+def test_strip_pauses_and_a_table_keeps_its_arrow_keys(watched):
+    with gr.Blocks(analytics_enabled=False) as demo:
+        token_columns(hand_made("dominant"), elem_id="columns")
+        component("table", {"caption": "Wide", "head": ["x" * 80] * 40, "rows": [["y"] * 40]}, elem_id="table")
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    try:
+        watched.open(url)
+        page = watched.page
+        page.wait_for_selector(".sd-strip-canvas")
+        assert "most attended" in page.locator(".sd-legend").inner_text()
+        page.locator(".sd-play").click()
+        page.locator(".sd-strip-canvas").first.click(position={"x": 5, "y": 5})
+        assert page.locator(".sd-play").get_attribute("aria-pressed") == "false"
+        assert page.locator(".sd-frame").input_value() == "0"
+        page.locator(".md-scroll").focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("document.querySelector('.md-scroll').scrollLeft > 0")
+        assert page.locator(".sd-frame").input_value() == "0", "the frames stay"
+        watched.assert_clean()
+    finally:
+        demo.close()
+
+
+def test_lost_pictures_are_said(watched):
+    broken = "data:image/jpeg;base64,AAAA"
+    story = {"clip": {"sprite": {"url": broken}}, "chapters": []}
+    with gr.Blocks(analytics_enabled=False) as demo:
+        token_columns(hand_made("kept", broken), elem_id="columns")
+        component("walk", story, elem_id="story")
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    try:
+        watched.open(url)
+        expect(watched.page.locator(".sd-lost")).to_contain_text("no longer on the server")
+        expect(watched.page.locator("#story")).to_contain_text("no longer on the server")
+        watched.assert_clean()
+    finally:
+        demo.close()
+
+
 @pytest.mark.full
-def test_first_paint_and_run_enabled(browser, server):
+def test_first_paint_and_run_enabled(browser, server, measured):
     """A fresh browser context each time; best of three."""
     paints, enabled = [], []
     for _ in range(3):
@@ -162,9 +224,8 @@ def test_first_paint_and_run_enabled(browser, server):
         page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
         paints.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
         context.close()
-    print(
-        f"\nfirst contentful paint {min(paints):.0f} ms of {PAINT_MS}, Run enabled {min(enabled):.0f} ms of {READY_MS}"
-    )
+    measured("first contentful paint, best of 3", f"{min(paints):.0f} ms", f"{PAINT_MS} ms")
+    measured("Run enabled, best of 3", f"{min(enabled):.0f} ms", f"{READY_MS} ms")
     assert min(paints) <= PAINT_MS
     assert min(enabled) <= READY_MS
 
@@ -186,7 +247,7 @@ SCRUB = """() => new Promise(done => {
 
 
 @pytest.mark.full
-def test_scrubbing_and_payload(watched, server):
+def test_scrubbing_and_payload(watched, server, measured):
     """32 frames and four methods: the median frame while scrubbing, and what a whole visit loads beside Gradio."""
     sizes: dict[str, int] = {}
     addresses: dict[str, str] = {}
@@ -212,10 +273,13 @@ def test_scrubbing_and_payload(watched, server):
         for request, size in sizes.items()
         if request in addresses and "/assets/" not in addresses[request] and "/static/" not in addresses[request]
     }
-    print(f"\nmedian frame {min(medians):.1f} ms of {FRAME_MS} (three runs: {', '.join(f'{m:.1f}' for m in medians)})")
-    print(f"payload {sum(own.values()) / 1e6:.2f} MB of {PAYLOAD_BYTES / 1e6:.0f}; largest:")
-    for address, size in sorted(own.items(), key=lambda item: -item[1])[:8]:
-        print(f"  {size / 1e3:8.1f} kB  {address.split('?')[0][-90:]}")
+    measured(
+        "median frame while scrubbing 32 frames of 4 methods, best of 3", f"{min(medians):.1f} ms", f"{FRAME_MS} ms"
+    )
+    total = sum(own.values())
+    measured("payload of a visit with one run, beside Gradio's own files", f"{total / 1e6:.2f} MB", "3 MB")
+    address, largest = max(own.items(), key=lambda item: item[1])
+    measured(f"its largest part, {urlparse(address).path.rsplit('/', 1)[-1]}", f"{largest / 1e6:.2f} MB", "none")
     assert min(medians) <= FRAME_MS
-    assert sum(own.values()) < PAYLOAD_BYTES
+    assert total < PAYLOAD_BYTES
     watched.assert_clean()

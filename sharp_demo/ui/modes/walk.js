@@ -200,6 +200,12 @@ function draw() {
     image = picture;
     host.replaceChildren(...value.chapters.map((chapter, number) => drawChapter(value, chapter, number)));
   };
+  picture.onerror = () => {
+    if (props.value !== value) return;
+    const lost = make("p", "wk-note", "The pictures of the frames are no longer on the server: press the button again.");
+    lost.setAttribute("role", "status");
+    host.replaceChildren(lost);
+  };
   picture.src = value.clip.sprite.url;
 }
 watch("value", draw);
