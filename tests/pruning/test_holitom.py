@@ -94,10 +94,22 @@ def test_density_peaks_find_one_centre_per_blob_and_repeat() -> None:
     assert [int(i >= 9) for i in found[0]] == [0, 1]
 
 
-def test_jitter_is_all_that_tells_equal_rows_apart() -> None:
+def test_the_seed_decides_between_rows_of_equal_density() -> None:
+    """Of two pairs, equally dense and equally far apart, the jitter makes one row the densest of all."""
+    rows = torch.tensor([[0.0, 0], [0, 1], [9, 0], [9, 1]])
+
+    def chosen(seed: int) -> tuple[int, ...]:
+        return tuple(density_peaks(rows, 1, 2, torch.Generator().manual_seed(seed))[0].tolist())
+
+    assert {chosen(seed) for seed in range(40)} == {(0,), (1,), (2,), (3,)}
+    assert all(chosen(seed) == chosen(seed) for seed in range(5))
+
+
+def test_rows_without_any_distance_go_to_the_lower_index() -> None:
+    """Every product with a distance of zero is zero, whatever the jitter."""
     rows = torch.ones(6, 3)
     chosen = {tuple(density_peaks(rows, 1, 7, torch.Generator().manual_seed(seed))[0].tolist()) for seed in range(9)}
-    assert chosen == {(0,)}  # no distance: every product is zero, the lower index wins whatever the jitter
+    assert chosen == {(0,)}
 
 
 def test_density_peaks_equal_loops() -> None:
@@ -267,7 +279,6 @@ def test_counts_stay_within_the_rounding(retention: float, tau: float | str, pro
     tau = middle_tau(prompt) if tau == "middle" else tau
     record = run(prompt, HoliTom(retention=retention, tau=tau, drop=0.0))
     n, frames, blocks = len(prompt.layout), prompt.layout.frames, len(record.segments)
-    patches = n // frames
     gone = best_segments(removable(static_runs(visual(prompt), tau)), 1024)[1]
     total = record.visual_per_layer[0]
     if retention * n < n - gone:
@@ -275,7 +286,6 @@ def test_counts_stay_within_the_rounding(retention: float, tau: float | str, pro
     else:
         assert total == n - gone
     assert total == len(record.kept)
-    assert patches >= 1
 
 
 @pytest.mark.parametrize("retention", [0.02, 0.1, 0.3])
