@@ -1,4 +1,4 @@
-"""python -m sharp_demo compare | bench | evaluate | flops | doctor.
+"""python -m sharp_demo compare | bench | evaluate | flops | methods | doctor.
 
 Exit codes: 0 done, 2 bad input (one line on stderr), 1 our fault.
 
@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sharp_demo.errors import InputError, MethodError
-from sharp_demo.pruning.schedule import PDROP_CUTS, SCHEDULES
+from sharp_demo.pruning.schedule import LEAST_LAYER, NOMINAL, PDROP_CUTS, SCHEDULES
 
 if TYPE_CHECKING:
     from sharp_demo.cost import ModelShape
@@ -43,7 +43,7 @@ class Match(StrEnum):
 
 @app.callback()
 def root() -> None:
-    """Visual-token pruning for video LLMs, side by side: vanilla, FastV, Feather and ShaRP."""
+    """Visual-token pruning for video LLMs: many methods, side by side on one video and one question."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,7 +138,12 @@ def compare(
     video: Annotated[str, typer.Argument(help="a video file")],
     question: Annotated[str, typer.Argument(help="what to ask about it")],
     model: Annotated[str | None, typer.Option(help="an embedded model's name, a hub id, or a local folder")] = None,
-    methods: Annotated[str, typer.Option(help="comma-separated, run in this order")] = "vanilla,fastv,feather,sharp",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help=f"comma-separated, run in this order; there are {', '.join(SCHEDULES)} (`methods` describes them)"
+        ),
+    ] = "vanilla,fastv,feather,sharp",
     retention: Annotated[float, typer.Option(help="share of visual tokens to keep, in (0, 1]")] = 0.2,
     match: Annotated[
         Match, typer.Option(help="flops: every method costs what FastV (K=2) costs at the asked retention")
@@ -168,14 +173,15 @@ def compare(
     request = Request(video, question, specs, retention, match.value, model, frames, max_new_tokens, seed)
     outcome = _follow(Engine(settings).stream(request))
     _print_comparison(outcome)
+    failed = [{"label": one.label, "kind": one.kind, "message": one.message} for one in outcome.failed]
     if json_ is not None:
         from sharp_demo.views.report import comparison_dict
 
-        _write(json_, json.dumps(comparison_dict(request.to_dict(), outcome.results), indent=1) + "\n")
+        _write(json_, json.dumps(comparison_dict(request.to_dict(), outcome.results, failed), indent=1) + "\n")
     if html is not None:
         from sharp_demo.views.report import render_report
 
-        _write(html, render_report(request.to_dict(), outcome.results, outcome.decoded.frames))
+        _write(html, render_report(request.to_dict(), outcome.results, outcome.decoded.frames, failed=failed))
     return max((2 if failure.kind == "refused" else 1 for failure in outcome.failed), default=0)
 
 
@@ -419,6 +425,24 @@ def doctor(
     return 0 if usable else 1
 
 
+# -- methods ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def methods() -> None:
+    """List every method: its name here, title, year and paper, where it prunes, what it has to see, what it does."""
+    from sharp_demo.pruning.method import GROUPS
+    from sharp_demo.pruning.registry import METHODS
+
+    for method in METHODS:
+        source = ", ".join(str(part) for part in (method.title, method.year, method.paper) if part)
+        where = "nothing" if method.where == "nowhere" else GROUPS[method.where][0].lower() + GROUPS[method.where][1:]
+        traits = [f"prunes {where}", "sees the question" if method.question_aware else "does not see the question"]
+        if method().needs_vision:
+            traits.append("needs attention of the vision tower")
+        print(f"{method.name}: {source}\n    {'; '.join(traits)}\n    {method.summary}")
+
+
 # -- flops -----------------------------------------------------------------------------------------------------------
 
 # The method options that change a cost.
@@ -476,8 +500,7 @@ def flops(
         from sharp_demo.cost import flops_matched_retention
 
         retention = flops_matched_retention(shape, tokens, retention, counts, method)
-    if method == "framefusion":
-        check_layer_mean(method, retention, shape.layers)
+    check_layer_mean(method, retention, shape.layers)
     per_layer = counts(retention)
     paper = paper_tflops(shape, per_layer, mlp_per_layer(per_layer, method))
     print(f"{paper:.3f} TFLOPs, paper convention (visual tokens only, one multiply-add = 1)")
@@ -488,11 +511,11 @@ def _check_flops_options(method: str, options: dict[str, Any], layers: int, toke
     known = FLOPS_OPTIONS.get(method)
     if known is None:
         return  # the schedule says which methods there are
+    known = tuple(dict.fromkeys((*known, "frames")))  # taken by all: one command line serves several methods
     if unknown := set(options) - set(known):
-        instead = f"flops knows {', '.join(known)}" if known else "it has none"
-        raise MethodError(f"option {min(unknown)} changes no cost of {method}; {instead}")
+        raise MethodError(f"option {min(unknown)} changes no cost of {method}; flops knows {', '.join(known)}")
     for name in ("layer", "inner_layer"):
-        layer, first = options.get(name, 1), int(method in ("fastv", "feather", "sharp", "visionzip+sharp"))
+        layer, first = options.get(name, 1), LEAST_LAYER.get(method, 0)
         if type(layer) is not int or not first <= layer < layers:
             raise MethodError(
                 f"{name} is {layer!r}; this model has layers 0 to {layers - 1}, and {method} drops from {first} on"
@@ -563,6 +586,8 @@ def _cost_table(
         f"exact: 2 x multiply-adds with {text_tokens} text tokens, causal attention, grouped heads, SwiGLU, one row "
         "of logits; without vision tower and token similarities"
     )
+    if method in NOMINAL:
+        table.caption += f"\nnominal: how many tokens {method} keeps in each layer depends on the video"
     return table
 
 

@@ -18,16 +18,27 @@ from sharp_demo.views import figures
 from sharp_demo.views.colors import method_color
 from sharp_demo.views.evidence import Evidence
 from sharp_demo.views.overlay import Sprite, filmstrip, fullest_layout, kept_per_frame
-from sharp_demo.views.summary import baseline_of, differing_words, figures_of, same_answer
+from sharp_demo.views.summary import answers_compare, baseline_of, differing_words, figures_of, same_answer
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
 )
 
 
-def comparison_dict(request: Mapping[str, Any], results: Sequence[Result]) -> dict[str, Any]:
-    """Return the public JSON of a comparison: {"request", "results"}."""
-    return {"request": dict(request), "results": [result.to_dict() for result in results]}
+def comparison_dict(
+    request: Mapping[str, Any],
+    results: Sequence[Result],
+    failed: Sequence[Mapping[str, str]] = (),
+    *,
+    stored: bool = False,
+) -> dict[str, Any]:
+    """Return the public JSON of a comparison: {"request", "results", "failed"}, and "stored" for one made before."""
+    document = {
+        "request": dict(request),
+        "results": [result.to_dict() for result in results],
+        "failed": [dict(failure) for failure in failed],
+    }
+    return {**document, "stored": True} if stored else document
 
 
 def render_report(
@@ -36,6 +47,9 @@ def render_report(
     clip_frames: np.ndarray | Sprite,
     attention: AttentionMaps | None = None,
     evidence: Sequence[Evidence] = (),
+    failed: Sequence[Mapping[str, str]] = (),
+    *,
+    stored: bool = False,
 ) -> str:
     """Render request, answers, figures, kept tokens and charts as one self-contained HTML page.
 
@@ -46,6 +60,8 @@ def render_report(
     clip_frames : the sampled frames, uint8 [T, H, W, 3], or the sprite made of them.
     attention : per-layer maps of `engine.attention`, where they were computed.
     evidence : where the clip holds the answer, where that is known.
+    failed : label, kind and message of methods that failed or were never run.
+    stored : whether the results were computed earlier.
     """
     frames = clip_frames.frames() if isinstance(clip_frames, Sprite) else clip_frames
     baseline = baseline_of(results)
@@ -56,20 +72,30 @@ def render_report(
             "figures": figures_of(result, baseline),
             "strip": base64.b64encode(filmstrip(frames, result, whole=fullest_layout(results))).decode("ascii"),
             "kept": kept_per_frame(result),
-            "words": differing_words(result.answer, baseline.answer) if baseline else [(result.answer, False)],
-            "same": same_answer(result.answer, baseline.answer) if baseline and result is not baseline else None,
+            **_beside(result, baseline),
             "config": json.dumps(result.config, indent=2, default=str),
         }
         for result in results
     ]
-    data = json.loads(json.dumps(comparison_dict(request, results), default=str))
+    data = json.loads(json.dumps(comparison_dict(request, results, failed, stored=stored), default=str))
     return _TEMPLATES.get_template("report.html").render(
         request={**request, "video": Path(str(request.get("video", ""))).name},
         columns=columns,
+        failed=failed,
+        stored=stored,
         charts=[_chart(figure) for figure in report_figures(results, attention, evidence)],
         plotly_js=get_plotlyjs(),
         data={**data, "request": {**data["request"], "video": Path(str(request.get("video", ""))).name}},
     )
+
+
+def _beside(result: Result, baseline: Result | None) -> dict[str, Any]:
+    if baseline is None or not answers_compare(result, baseline):
+        return {"words": [(result.answer, False)], "same": None}
+    return {
+        "words": differing_words(result.answer, baseline.answer),
+        "same": same_answer(result.answer, baseline.answer),
+    }
 
 
 def report_figures(

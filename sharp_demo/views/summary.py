@@ -30,6 +30,11 @@ def comparable(result: Result, baseline: Result) -> bool:
     return result.tokens["visual"] == baseline.tokens["visual"]
 
 
+def answers_compare(result: Result, baseline: Result) -> bool:
+    """Return whether a result's answer can be told the same as vanilla's or another: both are whole."""
+    return result.method != "vanilla" and "stopped" not in (result.status, baseline.status)
+
+
 def prefill_speedup(result: Result, baseline: Result) -> float:
     """Return vanilla's prefill time over this method's; below 1 the method is slower."""
     return baseline.latency_ms["prefill"] / max(result.latency_ms["prefill"], 1e-9)

@@ -56,3 +56,26 @@ def test_report_marks_what_differs_from_vanilla(clip):
     assert re.findall(r"<mark>(.*?)</mark>", page) == ["blue"]
     assert page.count("Differs from vanilla") == 1
     assert "90.0% sure" in page
+
+
+def test_report_of_a_stopped_answer_compares_nothing(clip):
+    stopped = make_result(answer="A blue", status="stopped")
+    page = render_report(request(), [make_result("vanilla"), stopped], clip)
+    assert "Differs from vanilla" not in page
+    assert "<mark>" not in page
+
+
+def test_report_lists_what_has_no_answer_and_says_that_it_was_stored(clip):
+    failed = [
+        {"label": "FastV", "kind": "out_of_memory", "message": "Too many <b>frames</b>."},
+        {"label": "Feather", "kind": "not_run", "message": "stopped before it began"},
+    ]
+    page = render_report(request(), [make_result("vanilla")], clip, failed=failed, stored=True)
+    assert "Failed: Too many &lt;b&gt;frames&lt;/b&gt;." in page
+    assert "Not run: stopped before it began" in page
+    assert "stored result" in page
+    embedded = re.search(r'id="comparison">(.*?)</script>', page, re.S)
+    assert embedded
+    data = json.loads(embedded[1])
+    assert [failure["label"] for failure in data["failed"]] == ["FastV", "Feather"]
+    assert data["stored"] is True
