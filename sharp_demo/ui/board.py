@@ -42,7 +42,7 @@ from sharp_demo.views.overlay import (
     nearest_frames,
     role_mask,
 )
-from sharp_demo.views.summary import baseline_of, differing_words, figures_of, same_answer
+from sharp_demo.views.summary import answers_compare, baseline_of, differing_words, figures_of, same_answer
 
 
 @dataclass
@@ -56,6 +56,7 @@ class Column:
     stage: str = strings.WAITING
     answer: str = ""
     error: str = ""
+    kind: str = ""  # of the failure, as in `MethodFailed`
     result: Result | None = None
     tokens: dict[str, Any] | None = None
 
@@ -95,6 +96,19 @@ class Board:
         """Results so far, in column order."""
         return [column.result for column in self.columns if column.result is not None]
 
+    @property
+    def missing(self) -> tuple[dict[str, str], ...]:
+        """Label, kind and message of every method without a result: it failed, or was never run."""
+        return tuple(
+            {
+                "label": column.label,
+                "kind": column.kind or "not_run",
+                "message": column.error or strings.NOT_RUN,
+            }
+            for column in self.columns
+            if column.result is None
+        )
+
     def apply(self, event: Event) -> bool:
         """Take in one event; return True when a result, and so the charts, changed."""
         match event:
@@ -106,12 +120,10 @@ class Board:
                 self.phase, self.message = "running", message
             case Decoded(frames=frames, info=info, ms=ms):
                 self.sprite, self.sprite_path, self.sampled = make_sprite(frames), "", len(frames)
-                decoder = info.get("decoder", "")
-                self.message = f"{len(frames)} frames decoded in {ms:.0f} ms{f' ({decoder})' if decoder else ''}."
+                self.message = strings.decoded(len(frames), ms, info.get("decoder", ""))
             case Encoded(layout=layout, tokens=tokens, ms=ms, cached=cached):
                 self.layout = layout
-                source = "from the cache" if cached else f"in {ms:.0f} ms"
-                self.message = f"{tokens} visual tokens encoded {source}; the methods run one after another."
+                self.message = strings.encoded(tokens, ms, cached)
             case MethodStarted(label=label):
                 column = self._find(label)
                 column.status, column.stage = "running", strings.RUNNING
@@ -121,9 +133,9 @@ class Board:
             case MethodDone(label=label, result=result):
                 self._finish(self._find(label), result)
                 return True
-            case MethodFailed(label=label, message=message):
+            case MethodFailed(label=label, kind=kind, message=message):
                 column = self._find(label)
-                column.status, column.stage, column.error = "error", strings.FAILED, message
+                column.status, column.stage, column.kind, column.error = "error", strings.FAILED, kind, message
             case Done():
                 self.close()
         return False
@@ -144,15 +156,13 @@ class Board:
     def close(self) -> None:
         """End the run: done, or stopped when any column was."""
         seconds = time.monotonic() - self.began
-        model = self.model
-        where = f" on {model.name} ({model.device}, {model.dtype}, {model.attention_backend})" if model else ""
-        if any(column.status in ("stopped", "waiting", "running") for column in self.columns):
-            self.stop(f"Stopped after {seconds:.1f} s{where}.")
+        done, failed = (sum(column.status == status for column in self.columns) for status in ("done", "error"))
+        stopped = done + failed < len(self.columns)
+        message = strings.ended(done, len(self.columns), failed, seconds, self.model, stopped=stopped)
+        if stopped:
+            self.stop(message)
             return
-        failed = sum(column.status == "error" for column in self.columns)
-        self.phase = "error" if failed == len(self.columns) else "done"
-        ending = f"; {failed} failed" if failed else ""
-        self.message = f"{len(self.columns) - failed} answers in {seconds:.1f} s{where}{ending}."
+        self.phase, self.message = "done" if done else "error", message
 
     def value(self) -> dict[str, Any]:
         """Return the JSON that the page draws."""
@@ -266,7 +276,7 @@ def comparison_with(result: Result | None, baseline: Result | None) -> dict[str,
         return {"words": [], "badge": None, "sure": None}
     own, other = result.first_token_prob, baseline.first_token_prob if baseline else None
     sure = None if own is None else {"value": own, "vanilla": other, "text": strings.sure(own)}
-    if baseline is None or result.method == "vanilla" or "stopped" in (result.status, baseline.status):
+    if baseline is None or not answers_compare(result, baseline):
         return {"words": [], "badge": None, "sure": sure}
     same = same_answer(result.answer, baseline.answer)
     badge = {"kind": "same" if same else "different", "text": strings.agreement(same, own, other)}

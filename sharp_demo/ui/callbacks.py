@@ -6,10 +6,10 @@ import errno
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import gradio as gr
@@ -28,6 +28,7 @@ from sharp_demo.ui.board import Board
 from sharp_demo.ui.controls import method_specs
 from sharp_demo.ui.inputs import check_request, evidence_for, load_examples
 from sharp_demo.ui.link import inputs_of, query_of
+from sharp_demo.ui.visits import Visits
 from sharp_demo.views import figures
 from sharp_demo.views.benchmark import load_benchmark
 from sharp_demo.views.evidence import Evidence
@@ -48,12 +49,35 @@ class Finished:
     sprite: Sprite
     evidence: tuple[Evidence, ...] = ()
     attention: AttentionMaps | None = None
+    failed: tuple[dict[str, str], ...] = ()  # label, kind and message of methods without an answer
+    stored: bool = False
+
+
+class Shown(Protocol):
+    """What a run is shown on."""
+
+    def apply(self, event: Event) -> bool:
+        """Take in one event."""
+
+    def stop(self, message: str) -> None:
+        """Label what has no end yet as stopped, for this reason."""
 
 
 class Callbacks:
-    """Event handlers bound to one engine. Holds no state of any visitor; a page's session names its run."""
+    """Event handlers bound to one engine. A page's session names its run and its `Visit`.
 
-    def __init__(self, engine: Engine, settings: Settings, cache: Path, examples: Path) -> None:
+    `waiting` : how many requests wait in the queue.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        cache: Path,
+        examples: Path,
+        waiting: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.visits, self.waiting = Visits(), waiting
         self.engine, self.settings = engine, settings
         self.cache, self.allowed = cache, (cache, examples)
         # Without uploads only the examples' own content passes: the page hands out copies of them.
@@ -84,15 +108,30 @@ class Callbacks:
         return request
 
     def begin(self, *inputs: Any) -> Iterator[list[Any]]:
-        """Check the inputs, clear every column at once and wait; runs outside the queue."""
+        """Check the inputs, clear every column at once and wait; runs outside the queue. Inputs: as `run`'s."""
+        *inputs, caller = inputs  # type: ignore[assignment]
         try:
             request = self.request_of(inputs)
         except InputError as error:
             yield [Board(phase="error", message=str(error)).value(), *buttons("idle")]
             raise Error(str(error), print_exception=False) from None
-        board = Board.waiting(request.methods)
+        visit = self.visits.of(caller.session_hash)
+        visit.waiting = True
+        visit.files.add(Path(request.video))
+        board = Board.waiting(request.methods, self.queued())
         board.query = query_of(inputs, load_examples(self.settings))
         yield [board.value(), *buttons("waiting")]
+
+    def queued(self) -> str:
+        """Return what a request that is about to wait is told."""
+        return strings.queued(self.waiting() + bool(self.engine.condition.running))
+
+    def refused(self, shown: Any, caller: gr.Request) -> list[Any]:
+        """Say that a run never began: the queue was full, or the request no longer good. `shown`: {"phase"}."""
+        if not waits(shown):
+            return [gr.skip(), *buttons(None)]
+        self.visits.of(caller.session_hash).end()
+        return [Board(phase="error", message=strings.REFUSED).value(), *buttons("idle")]
 
     def open_link(self, caller: gr.Request) -> list[Any]:
         """Return the page's inputs as the link that opened it says; a value that is no good stays as it is."""
@@ -106,16 +145,24 @@ class Callbacks:
     def run(self, *inputs: Any) -> Iterator[list[Any]]:
         """Stream one comparison. Inputs: those of `request_of`, then the `gr.Request`."""
         *inputs, caller = inputs  # type: ignore[assignment]
+        visit = self.visits.of(caller.session_hash)
+        visit.begin()
+        try:
+            yield from self._run(inputs, caller.session_hash)
+        finally:
+            visit.end()
+
+    def _run(self, inputs: Sequence[Any], session: str) -> Iterator[list[Any]]:
         request = self.request_of(inputs)
         board = Board.waiting(request.methods, strings.STARTING)
         board.evidence = self._evidence(request)
         yield self._outputs(board, charts=False, state="running")
         problem = None
         try:
-            for event in self.events(request, caller.session_hash, board):
+            for event in self.events(request, session, board):
                 changed = board.apply(event)
-                self._store_sprite(board)
-                yield self._outputs(board, charts=changed, state="running")
+                self.store_sprite(board, session)
+                yield self._outputs(board, charts=changed, state=None)
         except Exception as error:
             problem = problem_of(error)
         if problem is not None:
@@ -126,13 +173,14 @@ class Callbacks:
         if problem is not None:
             raise Error(problem, print_exception=False)
 
-    def events(self, request: Request, run_id: str, board: Board | None = None) -> Iterator[Event]:
+    def events(self, request: Request, run_id: str, shown: Shown | None = None) -> Iterator[Event]:
         """Yield the engine's events, text thinned out, and log how the run went.
 
         The wall clock ends the run like Stop does. Raises SharpError, with a message for the visitor, and nothing else.
         """
         deadline = time.monotonic() + self.settings.run_timeout_s
-        shown = 0.0
+        told = 0.0
+        visit = self.visits.of(run_id if shown is not None else None)
         number = uuid4().hex[:8]
         line = RunLine(number, request)
         # Closed with this generator: a page that went away ends its run at the next token.
@@ -143,15 +191,16 @@ class Callbacks:
                 late = time.monotonic() > deadline
                 if late:
                     line.outcome = "timed out"
+                if late or visit.stopping:
                     self.engine.stop(run_id)
-                if isinstance(event, Text) and time.monotonic() - shown < TEXT_INTERVAL_S:
-                    if board is not None:
-                        board.apply(event)
+                if isinstance(event, Text) and time.monotonic() - told < TEXT_INTERVAL_S:
+                    if shown is not None:
+                        shown.apply(event)
                     continue
-                shown = time.monotonic()
+                told = time.monotonic()
                 yield event
-                if late and isinstance(event, Done) and board is not None:
-                    board.stop(strings.timed_out(self.settings.run_timeout_s))
+                if late and isinstance(event, Done) and shown is not None:
+                    shown.stop(strings.timed_out(self.settings.run_timeout_s))
         except SharpError as error:
             line.fail(error)
             raise
@@ -164,18 +213,22 @@ class Callbacks:
             line.write()
 
     def stop(self, caller: gr.Request) -> Any:
-        """Ask this page's own run to stop; the run goes on to its labelled end."""
-        found = self.engine.stop(caller.session_hash or "")
-        return gr.Button(strings.STOPPING if found else strings.STOP, interactive=not found)
+        """Ask this page's own run to stop, also one that is only starting; the run goes on to its labelled end."""
+        visit = self.visits.of(caller.session_hash)
+        visit.stopping = visit.running
+        self.engine.stop(caller.session_hash or "")
+        return gr.Button(strings.STOPPING if visit.running else strings.STOP, interactive=False)
 
-    def leave(self) -> list[Any]:
+    def leave(self, caller: gr.Request) -> list[Any]:
         """Label everything as stopped; Gradio has taken the run out of the queue."""
+        self.visits.of(caller.session_hash).waiting = False
         return [Board(phase="stopped", message=strings.LEFT).value(), *buttons("idle")]
 
-    def check_upload(self, path: str | None) -> str:
+    def check_upload(self, path: str | None, caller: gr.Request) -> str:
         """Return one line on the uploaded clip, or what is wrong with it."""
         if not path:
             return strings.limits(self.settings)
+        self.visits.of(caller.session_hash).files.add(Path(path))
         try:
             return describe_clip(self.engine.probe(path))
         except InputError as error:
@@ -188,29 +241,35 @@ class Callbacks:
             raise Error(strings.NO_RUN, print_exception=False)
         yield gr.skip(), gr.skip(), gr.skip(), gr.Button(strings.BY_LAYER_BUSY, interactive=False)
         try:
-            maps = self.engine.attention(finished.request)
-        except SharpError as error:
+            maps = self.engine.attention(finished.request, penalty_of(finished.results))
+        except Exception as error:
             yield gr.skip(), gr.skip(), gr.skip(), gr.Button(strings.BY_LAYER, interactive=True)
-            raise Error(str(error), print_exception=False) from None
+            raise Error(problem_of(error), print_exception=False) from None
         charts = [
             gr.Plot(draw(maps, finished.evidence), visible=True)
             for draw in (figures.attention_by_layer, figures.attention_map)
         ]
         yield *charts, replace(finished, attention=maps), gr.Button(strings.BY_LAYER, interactive=True)
 
-    def save_json(self, finished: Finished | None) -> str:
+    def save_json(self, finished: Finished | None, caller: gr.Request) -> str:
         """Write the comparison as JSON into the page's file cache and return its path."""
         finished = _needed(finished)
-        data = comparison_dict(_public(finished.request), finished.results)
-        return self._save(json.dumps(data, indent=1, default=str), "comparison.json")
+        data = comparison_dict(_public(finished.request), finished.results, finished.failed, stored=finished.stored)
+        return self._save(json.dumps(data, indent=1, default=str), "comparison.json", caller.session_hash)
 
-    def save_report(self, finished: Finished | None) -> str:
+    def save_report(self, finished: Finished | None, caller: gr.Request) -> str:
         """Write the HTML report into the page's file cache and return its path."""
         finished = _needed(finished)
         page = render_report(
-            _public(finished.request), finished.results, finished.sprite, finished.attention, finished.evidence
+            _public(finished.request),
+            finished.results,
+            finished.sprite,
+            finished.attention,
+            finished.evidence,
+            finished.failed,
+            stored=finished.stored,
         )
-        return self._save(page, "comparison.html")
+        return self._save(page, "comparison.html", caller.session_hash)
 
     # -- the API -------------------------------------------------------------------------------------------------
 
@@ -272,19 +331,27 @@ class Callbacks:
             figures.accuracy_by_retention(load_benchmark(self.settings.assets), results),
         ]
 
-    def _store_sprite(self, board: Board) -> None:
+    def store_sprite(self, board: Board, session: str | None) -> None:
+        """Write a board's frames where the browser can fetch them, once."""
         if board.sprite is not None and not board.sprite_path:
-            board.sprite_path = save_bytes_to_cache(board.sprite.jpeg, "frames.jpg", str(self.cache))
+            board.sprite_path = self.save_frames(board.sprite, session)
 
-    def _save(self, text: str, name: str) -> str:
-        return save_bytes_to_cache(text.encode("utf-8"), name, str(self.cache))
+    def save_frames(self, sprite: Sprite, session: str | None) -> str:
+        """Write frames into the page's file cache and return the path."""
+        return self._save(sprite.jpeg, "frames.jpg", session)
 
-    def outputs(self, board: Board, finished: Finished) -> list[Any]:
+    def _save(self, content: str | bytes, name: str, session: str | None) -> str:
+        content = content.encode("utf-8") if isinstance(content, str) else content
+        path = save_bytes_to_cache(content, name, str(self.cache))
+        self.visits.of(session).files.add(Path(path))
+        return path
+
+    def outputs(self, board: Board, finished: Finished, session: str | None) -> list[Any]:
         """Return the updates of the comparison's outputs for a run that has ended."""
-        self._store_sprite(board)
+        self.store_sprite(board, session)
         return self._outputs(board, charts=True, state="idle", finished=finished)
 
-    def _outputs(self, board: Board, *, charts: bool, state: str, finished: Finished | None = None) -> list[Any]:
+    def _outputs(self, board: Board, *, charts: bool, state: str | None, finished: Finished | None = None) -> list[Any]:
         shown = bool(board.results)
         return [
             board.value(),
@@ -304,13 +371,25 @@ def problem_of(error: Exception) -> str:
     return strings.NO_DISK if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else strings.INTERNAL
 
 
-def buttons(state: str) -> list[Any]:
-    """Return the updates of Run, Stop and Leave for "idle", "waiting" or "running"."""
+def buttons(state: str | None) -> list[Any]:
+    """Return the updates of Run, Stop and Leave for "idle", "waiting" or "running"; None leaves them as they are."""
+    if state is None:
+        return [gr.skip()] * 3
     return [
         gr.Button(interactive=state == "idle"),
         gr.Button(strings.STOP, interactive=state == "running", visible=state != "waiting"),
         gr.Button(visible=state == "waiting"),
     ]
+
+
+def waits(shown: Any) -> bool:
+    """Whether what the page shows of a run, {"phase"}, says that it waits."""
+    return isinstance(shown, dict) and shown.get("phase") == "waiting"
+
+
+def penalty_of(results: Sequence[Result]) -> float | None:
+    """Return the λ that a run's ShaRP used; None when ShaRP gave no answer."""
+    return next((result.config.get("penalty") for result in results if result.method == "sharp"), None)
 
 
 CHARTS = ("speed", "latency", "kept", "attention", "depth", "accuracy")
@@ -326,7 +405,7 @@ def describe_clip(info: Any) -> str:
 def _finished(request: Request, board: Board) -> Finished | None:
     if board.sprite is None or not board.results:
         return None
-    return Finished(request, tuple(board.results), board.sprite, tuple(board.evidence))
+    return Finished(request, tuple(board.results), board.sprite, tuple(board.evidence), failed=board.missing)
 
 
 def _needed(finished: Finished | None) -> Finished:

@@ -20,6 +20,7 @@ from sharp_demo.ui import strings
 from sharp_demo.views.evidence import Evidence
 
 RETENTION_RANGE = (0.01, 1.0)
+FRAME_CHOICES = (4, 8, 16, 24, 32, 48, 64)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ def load_examples(settings: Settings) -> list[Example]:
         for row in rows
     ]
     return [example for example in examples if example.video.is_file()]
+
+
+def frame_choices(settings: Settings) -> list[int]:
+    """Return the frame counts the page offers; 0 is the model's default."""
+    return [0, *(count for count in FRAME_CHOICES if count <= settings.max_frames)]
 
 
 def example_of(examples: Sequence[Example], video: str) -> Example | None:
@@ -121,6 +127,9 @@ def check_request(
     for spec in methods:
         if spec.name not in list_methods():
             raise MethodError(strings.unknown("method", spec.name, list_methods()))
+    for position, spec in enumerate(methods):
+        if any((spec.name, spec.options) == (other.name, other.options) for other in methods[:position]):
+            raise MethodError(strings.twice(spec.name))
     _check_range("retention", retention, *RETENTION_RANGE)
     if match not in ("tokens", "flops"):
         raise InputError(strings.unknown("budget", match, ("tokens", "flops")))

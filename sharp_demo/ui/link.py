@@ -12,7 +12,7 @@ from sharp_demo.errors import SharpError
 from sharp_demo.pruning.registry import list_methods
 from sharp_demo.settings import Settings
 from sharp_demo.ui.controls import KNOBS, knob_field
-from sharp_demo.ui.inputs import Example, example_of
+from sharp_demo.ui.inputs import Example, example_of, frame_choices
 
 # The page's inputs in their order; a knob is named like `sharp.segm`.
 NAMES = (
@@ -68,7 +68,15 @@ def _readers(models: Sequence[str], examples: Sequence[Example], settings: Setti
         return text
 
     def methods(text: str) -> list[str]:
-        return [_one_of(list_methods())(name) for name in text.split(",")]
+        names = [_one_of(list_methods())(name) for name in text.split(",")]
+        if len(set(names)) < len(names):
+            raise ValueError
+        return names
+
+    def frames(text: str) -> int:
+        if int(text) not in frame_choices(settings):
+            raise ValueError
+        return int(text)
 
     return {
         "example": lambda text: str(next(one.video for one in examples if one.video.stem == text)),
@@ -77,7 +85,7 @@ def _readers(models: Sequence[str], examples: Sequence[Example], settings: Setti
         "methods": methods,
         "retention": _number(int, 2, 100),
         "match": _one_of(("tokens", "flops")),
-        "frames": _number(int, 0, settings.max_frames),
+        "frames": frames,
         "max_new_tokens": _number(int, 1, settings.max_new_tokens),
         "seed": _number(int, 0, 2**31 - 1),
         **{f"{method}.{name}": _knob(method, name) for method, name in KNOBS},

@@ -20,22 +20,21 @@ from sharp_demo.ui.board import Board
 from sharp_demo.ui.callbacks import CHARTS, Callbacks
 from sharp_demo.ui.controls import advanced_controls
 from sharp_demo.ui.health import Health, leaving_when_lost
-from sharp_demo.ui.inputs import Example, clip_input, load_examples
+from sharp_demo.ui.inputs import Example, clip_input, frame_choices, load_examples
 from sharp_demo.ui.menu import group_css, method_choices
 from sharp_demo.ui.modes import kiosk
 from sharp_demo.ui.modes.kiosk import build_kiosk
+from sharp_demo.ui.modes.parts import HIDDEN, MODEL, PHASE
 from sharp_demo.ui.server import guards
 from sharp_demo.ui.theme import CSS, make_theme
 from sharp_demo.ui.tokens import example_row, plain_text, token_columns
 from sharp_demo.ui.uploads import UploadFolder
 
-FRAME_CHOICES = (4, 8, 16, 24, 32, 48, 64)
 KEEP_FILES_S = 3600
 SESSIONS = 64  # each keeps its last comparison, about a megabyte
 # A download starts when its hidden button gets the file: the file is only written when someone asks for it.
 CLICK = "() => setTimeout(() => document.querySelector('#{id}')?.click(), 150)"
 
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 PICTURE = "() => { window.dispatchEvent(new Event('sharp:picture')); }"
 # Browsers give pages that are served over plain HTTP from another machine no clipboard.
 COPY = """() => {
@@ -46,7 +45,9 @@ COPY = """() => {
 def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
     """Assemble the page and its API endpoint around an engine; `launch` it with `launch_options`."""
     examples = load_examples(settings)
-    callbacks = Callbacks(engine, settings, Path(get_upload_folder()), settings.assets / "clips")
+    callbacks = Callbacks(
+        engine, settings, Path(get_upload_folder()), settings.assets / "clips", waiting=lambda: len(page._queue)
+    )
     # Served from where they are: copies in the upload folder would be the first that its quota deletes.
     gr.set_static_paths([settings.assets / "clips"])
     with gr.Blocks(
@@ -73,7 +74,7 @@ def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
             base = get_root_url(request.request, request.request.url.path, page.root_path)
             return [*callbacks.open_link(request), api_markdown(page.get_api_info(), base.rstrip("/"))]
 
-        page.load(opened, None, [*inputs, api_text], **QUIET)
+        page.load(opened, None, [*inputs, api_text], **HIDDEN)
     page.queue(max_size=settings.queue_size)
     return page
 
@@ -154,8 +155,8 @@ def _inputs(engine: Engine, settings: Settings) -> tuple[Any, ...]:
     match = gr.Radio(strings.MATCH_CHOICES, value="tokens", label=strings.MATCH, info=strings.MATCH_INFO)
     model = gr.Dropdown(engine.models(), value=engine.default_model, label=strings.MODEL, elem_id="model")
     with gr.Accordion(strings.ADVANCED, open=False):
-        choices = [(str(count), count) for count in FRAME_CHOICES if count <= settings.max_frames]
-        frames = gr.Dropdown([(strings.FRAMES_DEFAULT, 0), *choices], value=0, label=strings.FRAMES)
+        choices = [(str(count) if count else strings.FRAMES_DEFAULT, count) for count in frame_choices(settings)]
+        frames = gr.Dropdown(choices, value=0, label=strings.FRAMES)
         max_new = gr.Slider(
             1,
             settings.max_new_tokens,
@@ -190,8 +191,8 @@ def _results() -> dict[str, Any]:
             save_report = gr.Button(strings.REPORT, size="sm", elem_id="save-report")
             picture = gr.Button(strings.PICTURE, size="sm", elem_id="save-picture")
             link = gr.Button(strings.LINK, size="sm", elem_id="copy-link")
-        picture.click(None, None, None, js=PICTURE, **QUIET)
-        link.click(lambda: gr.Info(strings.LINK_COPIED), None, None, js=COPY, **QUIET)
+        picture.click(None, None, None, js=PICTURE, **HIDDEN)
+        link.click(lambda: gr.Info(strings.LINK_COPIED), None, None, js=COPY, **HIDDEN)
         json_file = gr.DownloadButton(visible="hidden", elem_id="json-file")
         report_file = gr.DownloadButton(visible="hidden", elem_id="report-file")
     return {
@@ -217,14 +218,12 @@ def _wire(
     outputs: dict[str, Any],
 ) -> None:
     run, stop, leave = buttons
-    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    model: dict[str, Any] = {**hidden, "concurrency_id": "model", "concurrency_limit": 1}
     finished = outputs["finished"]
     shown = [board, *outputs["charts"], outputs["section"], *outputs["layers"], finished, *buttons]
     assert len(outputs["charts"]) == len(CHARTS)
 
-    def start(*values: Any) -> Any:
-        yield from callbacks.begin(*values)
+    def start(request: gr.Request, *values: Any) -> Any:
+        yield from callbacks.begin(*values, request)
 
     def stream(request: gr.Request, *values: Any) -> Any:
         yield from callbacks.run(*values, request)
@@ -233,23 +232,24 @@ def _wire(
         example = examples[event.index]
         return str(example.video), example.question, callbacks.engine.example_model or gr.skip()
 
-    begun = run.click(start, inputs, [board, *buttons], queue=False, **hidden)
-    running = begun.success(stream, inputs, shown, **model)
-    stop.click(callbacks.stop, None, stop, queue=False, **hidden)
-    leave.click(callbacks.leave, None, [board, *buttons], queue=False, cancels=[running], **hidden)
+    begun = run.click(start, inputs, [board, *buttons], queue=False, **HIDDEN)
+    running = begun.success(stream, inputs, shown, **MODEL)
+    running.failure(callbacks.refused, board, [board, *buttons], queue=False, js=PHASE, **HIDDEN)
+    stop.click(callbacks.stop, None, stop, queue=False, **HIDDEN)
+    leave.click(callbacks.leave, None, [board, *buttons], queue=False, cancels=[running], **HIDDEN)
     if callbacks.settings.kiosk:
         files = [file for name in ("save_json", "save_report") for file in outputs[name][1:]]
         build_kiosk(callbacks, examples, row, inputs[:3], shown, files)
     else:
-        row.select(choose, None, inputs[:3], queue=False, **hidden)
-    video.change(callbacks.check_upload, video, clip_line, queue=False, **hidden)
+        row.select(choose, None, inputs[:3], queue=False, **HIDDEN)
+    video.change(callbacks.check_upload, video, clip_line, queue=False, **HIDDEN)
     outputs["by_layer"].click(
-        callbacks.attention, finished, [*outputs["layers"], finished, outputs["by_layer"]], **model
+        callbacks.attention, finished, [*outputs["layers"], finished, outputs["by_layer"]], **MODEL
     )
     for name, write in (("save_json", callbacks.save_json), ("save_report", callbacks.save_report)):
         button, file = outputs[name]
-        button.click(write, finished, file, queue=False, **hidden).success(
-            None, None, None, js=CLICK.replace("{id}", file.elem_id), **hidden
+        button.click(write, finished, file, queue=False, **HIDDEN).success(
+            None, None, None, js=CLICK.replace("{id}", file.elem_id), **HIDDEN
         )
 
 

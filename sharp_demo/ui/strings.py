@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sharp_demo.pruning.method import GROUPS, Method
-from sharp_demo.records import Result
+from sharp_demo.records import ModelInfo, Result
 from sharp_demo.settings import Settings
 from sharp_demo.views.sweep import Verdict
 from sharp_demo.views.walkthrough import Walk
@@ -33,11 +33,7 @@ MAX_NEW_TOKENS = "Answer length, tokens at most"
 RUN = "Run"
 STOP = "Stop"
 LEAVE = "Leave the queue"
-EXAMPLES = "Examples"
 
-TAB_SPEED = "Speed"
-TAB_TOKENS = "Tokens over time"
-TAB_ATTENTION = "Attention and debiasing"
 SPEED_HELP = (
     "Speed-up: vanilla's measured prefill time over the method's, in this run. FLOPs ratio: what the arithmetic alone "
     "allows. Small models and CPUs gain less than 7B models on a GPU."
@@ -108,6 +104,7 @@ THEATRE = {
 IDLE = "Choose an example or upload a clip, ask a question, and press Run."
 QUEUED = "Waiting for the model …"
 STARTING = "Starting …"
+REFUSED = "Nothing was run: too many are waiting, or the clip is gone. Your inputs are kept; try again in a moment."
 LEFT = "You left the queue; nothing was run."
 WAITING = "waiting"
 RUNNING = "running"
@@ -116,6 +113,8 @@ DONE = "done"
 STOPPED = "stopped"
 FAILED = "error"
 NOT_RUN = "stopped before it began"
+NOT_RUN_CELL = "not run"
+NO_VERDICT = "no verdict"
 STOPPING = "Stopping …"
 UNTRAINED = "Untrained model: the answer is meaningless."
 INTERNAL = "Something broke on our side; the server's log has the details. Your inputs are kept."
@@ -179,6 +178,10 @@ def limits(settings: Settings) -> str:
     )
 
 
+def twice(method: str) -> str:
+    return f"{method} is chosen twice with the same settings; choose it once."
+
+
 def too_long(limit: int, length: int) -> str:
     return f"The question has {length} characters; at most {limit} are allowed."
 
@@ -233,8 +236,13 @@ SWEEP_IDLE = "Choose an example or upload a clip, ask a question, and run the sw
 NO_PRUNING = "Choose at least one method that prunes: vanilla is always run as the reference."
 
 
-def decoded(frames: int, ms: float) -> str:
-    return f"{frames} frames decoded in {ms:.0f} ms."
+def queued(ahead: int) -> str:
+    """Return what a waiting page says; `ahead` counts the run that goes on and those that wait."""
+    return f"{QUEUED} {ahead} ahead of you." if ahead else QUEUED
+
+
+def decoded(frames: int, ms: float, decoder: str = "") -> str:
+    return f"{frames} frames decoded in {ms:.0f} ms{f' ({decoder})' if decoder else ''}."
 
 
 def encoded(tokens: int, ms: float, cached: bool) -> str:
@@ -245,14 +253,13 @@ def step(number: int, total: int, label: str) -> str:
     return f"{number} of {total}: {label}"
 
 
-def on_model(name: str, device: str, dtype: str) -> str:
-    return f" on {name} ({device}, {dtype})"
-
-
-def ended(done: int, total: int, seconds: float, where: str, stopped: bool) -> str:
+def ended(done: int, total: int, failed: int, seconds: float, model: ModelInfo | None, *, stopped: bool) -> str:
+    """Return how a run ended, and where it ran."""
+    where = f" on {model.name} ({model.device}, {model.dtype}, {model.attention_backend})" if model else ""
+    ending = f"; {failed} failed" if failed else ""
     if stopped:
-        return f"Stopped after {done} of {total} answers, {seconds:.1f} s{where}."
-    return f"{done} answers in {seconds:.1f} s{where}."
+        return f"Stopped after {done} of {total} answers, {seconds:.1f} s{where}{ending}."
+    return f"{done} answers in {seconds:.1f} s{where}{ending}."
 
 
 def percent(share: float) -> str:
@@ -411,10 +418,13 @@ def walk_steps(walk: Walk, tokens: int, config: Mapping[str, Any]) -> dict[str, 
 
 
 def walk_end(result: Result, vanilla: Result | None, same: bool) -> str:
+    """Return the last sentence; of an answer that was stopped it says that, and compares nothing."""
     own = (
         f"ShaRP answers “{result.answer.strip() or EMPTY_ANSWER}” from {result.tokens['kept']:.0f} of "
         f"{result.tokens['visual']:.0f} visual tokens"
     )
+    if result.status == "stopped":
+        return f"Stopped while it was answering: {own} so far."
     if vanilla is None:
         return f"{own}."
     if same:
@@ -453,6 +463,7 @@ def bench_caption(model: str, count: int) -> str:
 
 STORED = "stored"
 KIOSK_BANNER = "Touch the screen to try it"
+KIOSK_BUSY = "A run is on: stop it or wait for its end, then choose another example."
 KIOSK_HINT = "Stored results of the examples, one after another."
 NO_UPLOAD = "This kiosk answers about its own examples only: pick one of them."
 

@@ -203,6 +203,7 @@ def test_a_good_request_passes(tmp_path):
         ({"video": "https://example.com/a.mp4"}, VideoError),
         ({"video": "inside/../../escape.mp4"}, VideoError),
         ({"methods": (MethodSpec("nope"),)}, MethodError),
+        ({"methods": (MethodSpec("sharp"), MethodSpec("vanilla"), MethodSpec("sharp"))}, MethodError),
         ({"retention": float("nan")}, InputError),
         ({"retention": None}, InputError),
         ({"max_new_tokens": 10_000}, InputError),

@@ -58,16 +58,16 @@ def ablation_request(request: Request, plan: str, options: Mapping[str, Any]) ->
 class AblateView(Collected):
     """The table of switches and the token columns of one ablation."""
 
-    def __init__(self, request: Request, callbacks: Callbacks) -> None:
+    def __init__(self, request: Request, callbacks: Callbacks, session: str | None) -> None:
         super().__init__(total=len(request.methods))
         self.specs = request.methods
-        self.callbacks = callbacks
+        self.callbacks, self.session = callbacks, session
         self.board = Board.waiting(request.methods, strings.STARTING)
 
     def apply(self, event: Event) -> bool:
         super().apply(event)
         self.board.apply(event)
-        self.callbacks._store_sprite(self.board)
+        self.callbacks.store_sprite(self.board, self.session)
         return True
 
     def outputs(self) -> list[Any]:
@@ -90,18 +90,21 @@ class AblateView(Collected):
             result = results.get(spec.title)
             cells: list[Any] = [{"text": spec.title, "color": method_color(spec.name)}]
             cells += [_switch(spec, switch) for switch in SWITCHES]
-            cells += self._outcome(result, whole) if result else [{"text": "…", "kind": "open"}] * 5
+            cells += self._outcome(result, whole) if result else [self.missing(spec.title)] * 5
             rows.append(cells)
         return {"caption": strings.ABLATE_CAPTION, "head": strings.ABLATE_HEAD, "rows": rows}
 
     def _outcome(self, result: Result, whole: Result | None) -> list[Any]:
         baseline = self.baseline
-        same = baseline is None or same_answer(result.answer, baseline.answer)
+        same = baseline is not None and same_answer(result.answer, baseline.answer)
         answer = result.answer.strip() or strings.EMPTY_ANSWER
         sure = result.first_token_prob
         pruned = result.method == "sharp" and whole is not None
         return [
-            {"text": answer if same else f"✗ {answer}", "kind": "same" if same else "differs"},
+            {
+                "text": answer if same or baseline is None else f"✗ {answer}",
+                "kind": "open" if baseline is None else "same" if same else "differs",
+            },
             _number("" if sure is None else f"{sure:.3f}"),
             _number(strings.percent(common(result, whole)) if pruned and whole else ""),
             _number(f"{sum(map(bool, result.kept))} / {result.layout.frames}"),
@@ -147,6 +150,6 @@ def build_ablate(callbacks: Callbacks, inputs: Sequence[Any]) -> None:
         return ablation_request(callbacks.request_of(page), chosen if chosen in known else "one", sharp.options)
 
     def run(request: Request, caller: gr.Request) -> Iterator[list[Any]]:
-        yield from stream(callbacks, request, AblateView(request, callbacks), caller)
+        yield from stream(callbacks, request, AblateView(request, callbacks, caller.session_hash), caller)
 
     wire(callbacks, controls, status, [*inputs, plan], [table, columns], request_of, run)

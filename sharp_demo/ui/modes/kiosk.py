@@ -50,16 +50,19 @@ def build_kiosk(
     kiosk = component("kiosk", value, elem_id="kiosk", elem_classes="mode-part")
     wiped = gr.Number(0, visible=False)
 
-    def show(event: gr.EventData) -> list[Any]:
-        index = int(event.index)
+    def show(event: gr.EventData, caller: gr.Request) -> list[Any]:
+        index, visit = int(event.index), callbacks.visits.of(caller.session_hash)
+        if visit.waiting or visit.running:  # its events would go on over the stored result
+            gr.Warning(strings.KIOSK_BUSY)
+            return [gr.skip()] * (len(chosen) + len(shown))
         if not 0 <= index < len(examples):
             return [gr.skip()] * (len(chosen) + len(shown))
-        return show_stored(callbacks, examples[index], len(shown))
+        return show_stored(callbacks, examples[index], len(shown), caller.session_hash)
 
-    def wipe(event: gr.EventData, *values: Any) -> list[Any]:
+    def wipe(event: gr.EventData, caller: gr.Request, *values: Any) -> list[Any]:
         if int(event.index) != -1:
             return [gr.skip(), gr.skip()]
-        wipe_files(values, callbacks.cache)
+        wipe_files([*values, *map(str, callbacks.visits.forget(caller.session_hash))], callbacks.cache)
         callbacks.engine.forget()
         return [None, 1]
 
@@ -73,7 +76,7 @@ def build_kiosk(
 FINISHED = -4  # the place of the finished run among the comparison's outputs: before the three buttons
 
 
-def show_stored(callbacks: Callbacks, example: Example, outputs: int) -> list[Any]:
+def show_stored(callbacks: Callbacks, example: Example, outputs: int, session: str | None) -> list[Any]:
     """Return video, question, model and the comparison's outputs for an example: its stored result, if there is one."""
     chosen = [str(example.video), example.question, callbacks.engine.example_model or gr.skip()]
     stored = read_stored(path_of(callbacks.settings.assets, example))
@@ -81,8 +84,8 @@ def show_stored(callbacks: Callbacks, example: Example, outputs: int) -> list[An
         return [*chosen, *[gr.skip()] * outputs]
     board = stored.board(example)
     request = replace(stored.request, video=str(example.video))
-    finished = Finished(request, stored.results, stored.sprite, example.evidence)
-    return [*chosen, *callbacks.outputs(board, finished)]
+    finished = Finished(request, stored.results, stored.sprite, example.evidence, stored=True)
+    return [*chosen, *callbacks.outputs(board, finished, session)]
 
 
 def wipe_files(values: Sequence[Any], cache: Path) -> None:

@@ -27,13 +27,14 @@ from sharp_demo.records import (
     Started,
 )
 from sharp_demo.ui import strings
-from sharp_demo.ui.callbacks import Callbacks, buttons, problem_of
+from sharp_demo.ui.callbacks import Callbacks, buttons, problem_of, waits
 from sharp_demo.ui.tokens import static_html
 from sharp_demo.views.overlay import Sprite, make_sprite
 
 METHODS_INPUT = 3  # the place of the methods among the page's inputs; see `Callbacks.request_of`
 HERE = Path(__file__).parent
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+PHASE = "(shown) => [{ phase: shown?.phase }]"  # of a board or a status, whose whole value may be megabytes
 MODEL: dict[str, Any] = {**HIDDEN, "concurrency_id": "model", "concurrency_limit": 1}
 
 
@@ -104,6 +105,9 @@ class View(Protocol):
     def apply(self, event: Event) -> bool:
         """Take in one event; True when an output other than the status changed."""
 
+    def stop(self, message: str) -> None:
+        """End the run as stopped, for this reason."""
+
     def outputs(self) -> list[Any]:
         """Return the updates of the mode's outputs, in order."""
 
@@ -133,9 +137,9 @@ class Collected:
                 status.phase, status.message = "running", strings.STARTING
             case Progress(message=message):
                 status.phase, status.message = "running", message
-            case Decoded(frames=frames, ms=ms):
+            case Decoded(frames=frames, info=info, ms=ms):
                 self.sprite, self.sampled = make_sprite(frames), len(frames)
-                status.message = strings.decoded(len(frames), ms)
+                status.message = strings.decoded(len(frames), ms, info.get("decoder", ""))
             case Encoded(tokens=tokens, ms=ms, cached=cached):
                 status.message = strings.encoded(tokens, ms, cached)
             case MethodStarted(label=label):
@@ -158,29 +162,50 @@ class Collected:
         """Vanilla's result, unless it was stopped while it was answering."""
         return next((one for one in self.results if one.method == "vanilla" and one.status == "done"), None)
 
+    def stop(self, message: str) -> None:
+        """End the run as stopped, for this reason."""
+        self.status.phase, self.status.message = "stopped", message
+
+    def missing(self, label: str) -> dict[str, str]:
+        """Return the cell of a setting that has no whole answer: it failed, was stopped, was not run, or is to come."""
+        failure = next((one for one in self.failed if one.label == label), None)
+        if failure is not None:
+            return {"text": strings.FAILED, "kind": "open", "title": failure.message}
+        text = "…"
+        if any(result.label == label for result in self.results):
+            text = strings.STOPPED
+        elif self.status.phase in ("stopped", "error"):
+            text = strings.NOT_RUN_CELL
+        return {"text": text, "kind": "open", "title": ""}
+
     def _close(self) -> None:
         seconds = time.monotonic() - self.began
         done = sum(result.status == "done" for result in self.results)
         missing = self.total - done - len(self.failed)
-        where = strings.on_model(self.model.name, self.model.device, self.model.dtype) if self.model else ""
         self.status.phase = "stopped" if missing else "error" if self.failed and not done else "done"
-        self.status.message = strings.ended(done, self.total, seconds, where, stopped=missing > 0)
+        self.status.message = strings.ended(
+            done, self.total, len(self.failed), seconds, self.model, stopped=missing > 0
+        )
         if self.failed:
             self.status.message += " " + self.failed[0].message
 
 
 def stream(callbacks: Callbacks, request: Request, view: View, caller: gr.Request) -> Iterator[list[Any]]:
     """Run a request and yield [status, *outputs, run, stop, leave] until its labelled end."""
-    view.status.phase, view.status.message = "running", strings.STARTING
-    yield [view.status.value(), *view.outputs(), *buttons("running")]
+    visit = callbacks.visits.of(caller.session_hash)
+    visit.begin()
     problem = None
     try:
-        for event in callbacks.events(request, caller.session_hash):
+        view.status.phase, view.status.message = "running", strings.STARTING
+        yield [view.status.value(), *view.outputs(), *buttons("running")]
+        for event in callbacks.events(request, caller.session_hash, view):
             changed = view.apply(event)
-            yield [view.status.value(), *(view.outputs() if changed else view.idle()), *buttons("running")]
+            yield [view.status.value(), *(view.outputs() if changed else view.idle()), *buttons(None)]
     except Exception as error:
         problem = problem_of(error)
         view.status.phase, view.status.message = "error", problem
+    finally:
+        visit.end()
     yield [view.status.value(), *view.outputs(), *buttons("idle")]
     if problem is not None:
         raise Error(problem, print_exception=False)
@@ -197,13 +222,14 @@ def wire(
 ) -> None:
     """Connect a mode's buttons: check at once, wait in the model's queue, run, stop, leave the queue."""
 
-    def begin(*values: Any) -> Iterator[list[Any]]:
+    def begin(caller: gr.Request, *values: Any) -> Iterator[list[Any]]:
         try:
-            request_of(values)
+            request = request_of(values)
         except InputError as error:
             yield [Status("error", str(error)).value(), *buttons("idle")]
             raise Error(str(error), print_exception=False) from None
-        yield [Status("waiting", strings.QUEUED).value(), *buttons("waiting")]
+        callbacks.visits.of(caller.session_hash).files.add(Path(request.video))
+        yield [Status("waiting", callbacks.queued()).value(), *buttons("waiting")]
 
     def go(caller: gr.Request, *values: Any) -> Iterator[list[Any]]:
         yield from run(request_of(values), caller)
@@ -211,8 +237,14 @@ def wire(
     def leave() -> list[Any]:
         return [Status("stopped", strings.LEFT).value(), *buttons("idle")]
 
+    def refused(current: Any) -> list[Any]:
+        if not waits(current):
+            return [gr.skip(), *buttons(None)]
+        return [Status("error", strings.REFUSED).value(), *buttons("idle")]
+
     shown = [status, *controls.all()]
     begun = controls.run.click(begin, inputs, shown, queue=False, **HIDDEN)
     running = begun.success(go, inputs, [status, *outputs, *controls.all()], **MODEL)
+    running.failure(refused, status, shown, queue=False, js=PHASE, **HIDDEN)
     controls.stop.click(callbacks.stop, None, controls.stop, queue=False, **HIDDEN)
     controls.leave.click(leave, None, shown, queue=False, cancels=[running], **HIDDEN)

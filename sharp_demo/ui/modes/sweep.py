@@ -68,6 +68,9 @@ class SweepView(Collected):
         plot = probability_by_retention(series) if self.baseline is not None else None
         return [self.table(), gr.Plot(plot, visible=plot is not None)]
 
+    def _unknown(self) -> str:
+        return "…" if self.status.phase == "running" else strings.NO_VERDICT
+
     def idle(self) -> list[Any]:
         return [gr.skip(), gr.skip()]
 
@@ -75,19 +78,21 @@ class SweepView(Collected):
         """One row per method: its verdict, then one cell per retention."""
         baseline = self.baseline
         caption = strings.sweep_caption(baseline.answer, int(baseline.tokens["visual"])) if baseline else ""
-        failed = {failure.label: failure.message for failure in self.failed}
+        answers = {result.label: result.answer for result in self.results if result.status == "done"}
+        vanilla = next(title for title, spec in self.specs.items() if spec.name == "vanilla")
         rows = []
         for label, method in self.series:
             points = {point.retention: point for point in self.points[label]}
-            found = strings.verdict(verdict(list(points.values()))) if len(points) > 1 else "…"
+            found = strings.verdict(verdict(list(points.values()))) if len(points) > 1 else self._unknown()
             cells: list[Any] = [{"text": label, "color": method_color(method), "note": found}]
             for step in self.steps:
-                point = points.get(step)
+                point, own = points.get(step), strings.at_share(label, step) if step < 1 else vanilla
                 if point is not None:
                     cells.append(_cell(point))
+                elif own in answers:  # without vanilla's answer it is neither the same nor another
+                    cells.append({"text": answers[own].strip() or strings.EMPTY_ANSWER, "kind": "open"})
                 else:
-                    message = failed.get(strings.at_share(label, step), "")
-                    cells.append({"text": strings.FAILED if message else "…", "kind": "open", "title": message})
+                    cells.append(self.missing(own))
             rows.append(cells)
         head = [strings.METHOD, *(strings.percent(step) for step in self.steps)]
         return {"caption": caption, "head": head, "rows": rows}

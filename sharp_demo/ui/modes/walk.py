@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from gradio.data_classes import FileData
-from gradio.processing_utils import save_bytes_to_cache
 
 from sharp_demo.errors import MethodError
 from sharp_demo.records import MethodSpec, Request, Result
@@ -36,9 +35,9 @@ def walk_request(request: Request, options: dict[str, Any]) -> Request:
 class WalkView(Collected):
     """The chapters and the plot of one walk."""
 
-    def __init__(self, request: Request, callbacks: Callbacks) -> None:
+    def __init__(self, request: Request, callbacks: Callbacks, session: str | None) -> None:
         super().__init__(total=len(request.methods))
-        self.cache = callbacks.cache
+        self.callbacks, self.session = callbacks, session
         self.path = ""
 
     def outputs(self) -> list[Any]:
@@ -46,7 +45,7 @@ class WalkView(Collected):
         if sharp is None or self.sprite is None:
             return [None, gr.Plot(visible=False)]
         if not self.path:  # once: the browser may be reading the file when the next event comes
-            self.path = save_bytes_to_cache(self.sprite.jpeg, "frames.jpg", str(self.cache))
+            self.path = self.callbacks.save_frames(self.sprite, self.session)
         layout = sharp.layout
         clip = {
             "sprite": FileData(path=self.path, mime_type="image/jpeg").model_dump(),
@@ -125,6 +124,6 @@ def build_walk(callbacks: Callbacks, inputs: Sequence[Any]) -> None:
         return walk_request(callbacks.request_of(page), dict(sharp.options))
 
     def run(request: Request, caller: gr.Request) -> Iterator[list[Any]]:
-        yield from stream(callbacks, request, WalkView(request, callbacks), caller)
+        yield from stream(callbacks, request, WalkView(request, callbacks, caller.session_hash), caller)
 
     wire(callbacks, controls, status, inputs, [story, plot], request_of, run)

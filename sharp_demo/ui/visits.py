@@ -1,0 +1,52 @@
+"""What the server remembers of each open page: whether its run goes on, and the files made for it."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CAPACITY = 1024  # the page that was quiet the longest is forgotten; its files go within the hour like all
+
+
+@dataclass
+class Visit:
+    """One page. `waiting`: its comparison is in the queue; `stopping`: Stop was pressed, maybe before the run began."""
+
+    waiting: bool = False
+    running: bool = False
+    stopping: bool = False
+    files: set[Path] = field(default_factory=set)
+
+    def begin(self) -> None:
+        self.waiting, self.running, self.stopping = False, True, False
+
+    def end(self) -> None:
+        self.waiting = self.running = self.stopping = False
+
+
+class Visits:
+    """The visits by session hash, at most `capacity` of them."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self.capacity = capacity
+        self._visits: OrderedDict[str, Visit] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, session: str | None) -> Visit:
+        """Return a page's visit, a new one at its first call; a caller without a session gets one of its own."""
+        if not session:
+            return Visit()
+        with self._lock:
+            visit = self._visits.setdefault(session, Visit())
+            self._visits.move_to_end(session)
+            while len(self._visits) > self.capacity:
+                self._visits.popitem(last=False)
+            return visit
+
+    def forget(self, session: str | None) -> list[Path]:
+        """Drop a page's visit and return the files that were made for it."""
+        with self._lock:
+            visit = self._visits.pop(session or "", None)
+        return sorted(visit.files) if visit else []
