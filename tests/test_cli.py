@@ -8,15 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sharp_demo import doctor
-from sharp_demo.cli import main, method_specs, parse_option
+from sharp_demo.cli import FLOPS_OPTIONS, main, method_specs, parse_option
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.fastv import FastV
+from sharp_demo.pruning.registry import METHODS, list_methods
+from sharp_demo.pruning.schedule import LEAST_LAYER, NOMINAL, SCHEDULES
 from sharp_demo.records import MethodSpec
 from sharp_demo.settings import Settings
 from tests.video.clips import write_clip, write_sound
@@ -122,6 +125,39 @@ def test_flops_matches_fastv_on_demand(capsys: pytest.CaptureFixture) -> None:
     assert "27 x 1769" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("method", SCHEDULES)
+def test_flops_takes_frames_for_every_method_and_says_what_is_nominal(
+    method: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["flops", "--method", method, "--option", "frames=32"]) == 0
+    out = capsys.readouterr().out
+    assert ("nominal: how many tokens" in out) == (method in NOMINAL)
+
+
+def test_methods_lists_every_method_with_what_it_needs(capsys: pytest.CaptureFixture) -> None:
+    assert main(["methods"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "holitom: HoliTom, 2025, https://arxiv.org/abs/2505.21334\n"
+        "    prunes before and inside the LLM; sees the question; needs attention of the vision tower\n"
+        "    Static patches merged"
+    ) in out
+    assert "\n    prunes nothing; does not see the question\n" in out
+    for name in list_methods():
+        assert f"{name}: " in out
+
+
+def test_what_the_command_line_knows_without_torch_is_what_the_registry_says() -> None:
+    assert list(SCHEDULES) == list_methods()
+    assert FLOPS_OPTIONS.keys() == set(SCHEDULES)
+    for method in METHODS:
+        options = {option.name: option.metadata for option in fields(method)}
+        assert set(FLOPS_OPTIONS[method.name]) <= {*options, "frames"}
+        assert (method.name in NOMINAL) == method(retention=0.2).adaptive
+        if "layer" in options:
+            assert options["layer"]["low"] == LEAST_LAYER.get(method.name, 0)
+
+
 def test_flops_of_a_budget_per_frame(capsys: pytest.CaptureFixture) -> None:
     """Table 3: VisionZip at 12.8 % is 25 of 196 tokens in each of 32 frames and costs 4.3 T."""
     assert main(["flops", "--method", "visionzip", "--retention", "0.128", "--option", "frames=32"]) == 0
@@ -172,7 +208,10 @@ def test_reference_names_the_cells_that_round_differently(capsys: pytest.Capture
             ["flops", "--option", "tau_seg=0.5"],
             "tau_seg changes no cost of sharp; flops knows layer, score_layer, posc",
         ),
-        (["flops", "--method", "vanilla", "--option", "layer=3"], "layer changes no cost of vanilla; it has none"),
+        (
+            ["flops", "--method", "vanilla", "--option", "layer=3"],
+            "layer changes no cost of vanilla; flops knows frames",
+        ),
         (["flops", "--option", "score_layer=last"], "must be lookahead or first"),
         (["flops", "--option", "posc=3"], "must be true or false"),
         (["flops", "--method", "pdrop", "--option", "cuts=quarters"], "cuts is 'quarters'; it must be comparison or"),

@@ -117,9 +117,19 @@ def holitom_schedule(retention: float, n: int, layers: int, options: Mapping[str
     return [(0, outer), inner] if drop > 0 else [(0, outer)]
 
 
+LAYER_MEANS = frozenset({"framefusion"})
+"""Methods whose retention is a mean over layers."""
+
+NOMINAL = frozenset({"framefusion", "holitom", "holitom+sharp"})
+"""Methods whose counts depend on the video, so that their schedule is nominal (`Method.adaptive`)."""
+
+LEAST_LAYER = dict.fromkeys(("fastv", "feather", "sharp", "visionzip+sharp"), 1)
+"""The least K of methods that need a full layer before they drop; the others may drop before layer 0."""
+
+
 def check_layer_mean(method: str, retention: float, layers: int) -> None:
     """Raise MethodError when a mean over layers is so low that the first layer alone may exceed it."""
-    if retention * layers <= 1:
+    if method in LAYER_MEANS and retention * layers <= 1:
         raise MethodError(
             f"{method}: retention {retention:g} is a mean over {layers} layers, and the first may see every token: "
             f"it must be above 1/{layers} = {1 / layers:.3g}."
@@ -191,17 +201,19 @@ NominalSchedule = Callable[[float, int, int, Mapping[str, Any]], Schedule]
 
 SCHEDULES: Mapping[str, NominalSchedule] = {
     "vanilla": lambda retention, n, layers, options: [],
-    **{method: _single(method) for method in PRUNE_LAYER},
+    "fastv": _single("fastv"),
     "feather": _feather,
+    "sharp": _single("sharp"),
     "pdrop": _pdrop,
-    "visionzip": _visionzip,
     "framefusion": lambda retention, n, layers, options: framefusion_schedule(retention, n, layers),
+    "visionzip": _visionzip,
     "holitom": holitom_schedule,
     **dict.fromkeys(("sharpv", "evs"), _before_the_llm),
     "visionzip+sharp": visionzip_sharp_schedule,
     "holitom+sharp": holitom_sharp_schedule,
+    **{method: _single(method) for method in ("random", "uniform", "latest")},
 }
-"""(retention, n, layers, options) -> prune stages, of every method that ships, without loading torch."""
+"""(retention, n, layers, options) -> prune stages, of every method that ships, in its order, without loading torch."""
 
 
 def method_schedule(
@@ -216,4 +228,6 @@ def method_schedule(
         return SCHEDULES[method](retention, n, layers, options or {})
     from sharp_demo.pruning.registry import make_method  # loads torch
 
-    return make_method(method, retention, options).schedule(layers, n)
+    options = dict(options or {})
+    frames = options.pop("frames", 1)
+    return make_method(method, retention, options).schedule(layers, n, frames)

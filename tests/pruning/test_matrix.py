@@ -30,7 +30,7 @@ from sharp_demo.pruning.runtime import Prefill, Role, Run, Selection
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.settings import Settings
 from sharp_demo.ui.page import build_ui
-from tests.pruning.prompts import Prompt, greedy, scenes
+from tests.pruning.prompts import Prompt, greedy, lowest, scenes
 from tests.video.clips import write_clip
 
 BACKBONES = ("llava", "qwen")
@@ -71,17 +71,18 @@ def vanilla(prompts: dict[str, Prompt]) -> dict[str, tuple[list[int], Tensor]]:
     return {name: greedy(prompt, steps=3)[:2] for name, prompt in prompts.items()}
 
 
-def allowed(method: Method, prompt: Prompt) -> bool:
-    """Whether the method can meet its retention on this prompt; if not, it says so in one line with the limit."""
-    try:
-        with method(prompt.model, prompt.backbone.processor), torch.no_grad():
-            prompt.model(**prompt.inputs(), use_cache=True)
-    except MethodError as error:
-        said = str(error)
-    else:
-        return True
-    assert re.fullmatch(rf"{re.escape(method.name)}: [^\n]*\d[^\n]*", said)
-    return False
+def possible(name: str, retention: float, prompt: Prompt) -> Method:
+    """The method at `retention`, or just above its limit where that is higher; below, it names it in one line."""
+    method, limit = make_method(name, retention), lowest(name, prompt.layout)
+    if retention >= limit:
+        return method
+    with (
+        method(prompt.model, prompt.backbone.processor),
+        torch.no_grad(),
+        pytest.raises(MethodError, match=rf"^{re.escape(name)}: [^\n]*\d[^\n]*$"),
+    ):
+        prompt.model(**prompt.inputs(), use_cache=True)
+    return make_method(name, 1.05 * limit)
 
 
 @torch.no_grad()
@@ -125,9 +126,7 @@ def positions_of(prompt: Prompt, rotary: tuple[Tensor, Tensor]) -> list[int]:
 @torch.no_grad()
 def check_counts(name: str, prompt: Prompt, retention: float) -> None:
     """Budgets, order, positions and cache lengths, and what the run says about them."""
-    method = make_method(name, retention)
-    if not allowed(method, prompt):
-        return
+    method = possible(name, retention, prompt)
     layers, n = prompt.model.model.language_model.layers, len(prompt.layout)
     text = prompt.length - n
     seen: list[tuple[Tensor, Tensor]] = []
@@ -169,6 +168,8 @@ def check_counts(name: str, prompt: Prompt, retention: float) -> None:
             assert rows[:start] == before[:start]
             assert rows[start - text :] == before[start - text :]
         before = rows
+    anew = any(part.active and getattr(part, "reindex_positions", False) for part in method.parts)
+    assert renumbered == (anew and "position_ids" not in prompt.tokens)  # three axes are never numbered anew
     if seen and len(kept) == counts[-1] and not renumbered:
         assert before[start : start - text] == prompt.layout.index[record.kept].tolist()
 
@@ -185,10 +186,10 @@ def hooks_of(model: torch.nn.Module) -> list[int]:
 
 def check_repeats(name: str, prompt: Prompt, retention: float, vanilla: tuple[list[int], Tensor]) -> None:
     """Twice is the same, and afterwards the model is as it was."""
-    method, model = make_method(name, retention), prompt.model
+    model = prompt.model
     before = hooks_of(model)
-    if allowed(method, prompt):
-        same(run(method, prompt), run(method, prompt))
+    method = possible(name, retention, prompt)
+    same(run(method, prompt), run(method, prompt))
     assert "forward" not in vars(model.model.language_model)
     assert "_validate_generation_mode" not in vars(model)
     assert hooks_of(model) == before
@@ -199,11 +200,9 @@ def check_repeats(name: str, prompt: Prompt, retention: float, vanilla: tuple[li
 def check_interleaved(name: str, prompt: Prompt, retention: float) -> None:
     """With another method in between, on one cache of biases, and between a prefill and its decoding."""
     names = list_methods()
-    others = (make_method(names[(names.index(name) + step) % len(names)], 0.6) for step in range(1, len(names)))
-    other = next(one for one in others if one.active and allowed(one, prompt))
-    method, cache = make_method(name, retention), BiasCache()
-    if not allowed(method, prompt):
-        return
+    others = (possible(names[(names.index(name) + step) % len(names)], 0.6, prompt) for step in range(1, len(names)))
+    other = next(one for one in others if one.active)
+    method, cache = possible(name, retention, prompt), BiasCache()
     first, second = run(method, prompt, cache), run(other, prompt, cache)
     same(first, run(method, prompt, cache))
     same(second, run(other, prompt, cache))
@@ -219,8 +218,8 @@ def check_interleaved(name: str, prompt: Prompt, retention: float) -> None:
 @torch.no_grad()
 def check_refusals(name: str, prompt: Prompt, retention: float) -> None:
     """Padding, and prompts that differ, are refused in one line that says what is needed."""
-    method = make_method(name, retention)
-    if not method.active or not allowed(method, prompt):
+    method = possible(name, retention, prompt)
+    if not method.active:
         return
     inputs = prompt.inputs()
     ids = inputs["input_ids"]
@@ -244,6 +243,30 @@ def check_refusals(name: str, prompt: Prompt, retention: float) -> None:
 @over_all("whole", (1.0,))
 def test_retention_one_is_vanilla(name: str, backbone: str, retention: float, prompts: Any, vanilla: Any) -> None:
     check_whole(name, prompts[backbone], vanilla[backbone])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("evs", {}),
+        ("sharpv", {"memory_threshold": -1}),
+        ("framefusion", {}),
+        ("visionzip", {}),
+        ("holitom", {"tau": 1.0, "drop": 0.0}),
+    ],
+)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_method_that_keeps_everything_is_vanilla(
+    name: str, options: dict, backbone: str, prompts: Any, vanilla: Any
+) -> None:
+    """Not by stepping aside: it runs, chooses all tokens, and changes none."""
+    prompt = prompts[backbone]
+    method = make_method(name, 1 - 1e-9, options)
+    record, logits = run(method, prompt)
+    assert method.active
+    assert record.stages
+    assert record.kept.tolist() == list(range(len(prompt.layout)))
+    assert torch.equal(logits, vanilla[backbone][1])
 
 
 @over_all("counts")
@@ -317,6 +340,13 @@ def test_a_new_method_is_everywhere(
     assert ("Loudest", "loudest") in menu.choices
     notes = [block.value for block in page.blocks.values() if isinstance(block, gr.Markdown)]
     assert any("Loudest" in note for note in notes)
+
+    assert main(["methods"]) == 0
+    listed = capsys.readouterr().out
+    assert "loudest: Loudest\n    prunes inside the LLM; does not see the question\n    Norm of the state;" in listed
+    assert re.findall(r"^(\S+):", listed, re.MULTILINE) == list_methods()
+    assert main(["flops", "--method", "loudest", "--option", "frames=10", "--tokens", "1000"]) == 0
+    assert "1 x 1000, 27 x 200" in capsys.readouterr().out
 
     assert main(["flops", "--method", "loudest", "--retention", "0.25", "--tokens", "1000"]) == 0
     assert "1 x 1000, 27 x 250" in capsys.readouterr().out
