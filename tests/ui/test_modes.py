@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from playwright.sync_api import Page, expect
-from test_browser import Watched, ask, browser, upload, watched  # noqa: F401
+from test_browser import Watched, ask, browser, keep_screenshot, upload, watched  # noqa: F401
 from test_page_quality import serious
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
@@ -158,7 +158,7 @@ MODES = [("Ablate", "ablate"), ("Sweep", "sweep"), ("How it works", "walk"), ("B
 
 @pytest.mark.full
 @pytest.mark.parametrize(("width", "scheme"), SIZES)
-def test_every_mode_fits_every_screen(browser, server, tmp_path, width, scheme):  # noqa: F811
+def test_every_mode_fits_every_screen(browser, server, width, scheme):  # noqa: F811
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     watched = Watched(context.new_page())  # noqa: F811
     watched.open(server)
@@ -178,6 +178,6 @@ def test_every_mode_fits_every_screen(browser, server, tmp_path, width, scheme):
         )
         assert not wide, (title, wide)
         assert not serious(page), title
-        page.screenshot(path=tmp_path / f"{mode or 'benchmarks'}-{width}-{scheme}.png", full_page=True)
+        keep_screenshot(page, f"{mode or 'benchmarks'}-{width}-{scheme}")
     watched.assert_clean()
     context.close()
