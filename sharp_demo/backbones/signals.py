@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_
 
 from sharp_demo.backbones.families import family_of
 from sharp_demo.errors import UnsupportedError
-from sharp_demo.pruning.stopwatch import Stopwatch
+from sharp_demo.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True, eq=False)

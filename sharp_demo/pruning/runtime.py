@@ -27,7 +27,7 @@ from sharp_demo.backbones.positions import grid_from_positions
 from sharp_demo.backbones.signals import VisionSignals, VisionTap, tapped
 from sharp_demo.errors import ModelError, UnsupportedError
 from sharp_demo.pruning.attention import Rotary, last_query_logits, project_keys
-from sharp_demo.pruning.stopwatch import Stopwatch
+from sharp_demo.stopwatch import Stopwatch
 
 
 class Role(IntEnum):
@@ -257,7 +257,7 @@ class Prefill(Pass):
     @property
     def frames(self) -> Tensor:
         """[v] layout frame of each surviving visual token."""
-        return self.layout.frame.to(self.slots.device)[self.slots]
+        return self.slots // (self.layout.rows * self.layout.cols)
 
     def logits_of_last_layer(self, layer: int) -> Tensor:
         """Last token's logits [heads, n] in the layer that has just run, from its cached keys."""
