@@ -7,8 +7,8 @@ or hotter treats all alike. Speed-ups are ratios within a round.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.registry import make_method, method_class
 from sharp_demo.pruning.runtime import Role, Run
 from sharp_demo.pruning.sharp.bias import BiasCache
-from sharp_demo.pruning.stopwatch import Stopwatch
+from sharp_demo.stopwatch import Stopwatch
 
 PLAIN = "plain"  # the model as transformers ships it, nothing attached
 COLD = "bias_setup"  # the one stage that a warm bias cache saves
@@ -52,7 +52,8 @@ CONTAINS = {
     "gather": "taking the surviving rows, positions and rotations",
     "other": "what methods outside that table do beside: merging, cutting into segments, trimming the cache",
     "forward": "prefill without the stages: decoder layers, segment-masked attention, final norm, one row of logits",
-    "bias_cold": "what the first prompt with this layout pays on top: the black video through the layers before it",
+    "bias_cold": "what the first prompt with this layout pays on top: one black frame through the vision tower (a "
+    "stand-in of one layer where a configuration's tower is not timed), then the black video through the layers before",
     "decode": "one further token, greedy, on the pruned cache; median",
     "peak": "CUDA: allocator's peak within prefill and decode, weights included; Linux CPU: peak resident set",
     "flops ratio": "exact arithmetic on token counts: grouped heads, SwiGLU, causal attention, text, one row of logits",
@@ -181,7 +182,6 @@ class Bench:
             for content in plan.contents
         }
         self.bias_cache = BiasCache()
-        self._attention = subject.placement.attention
 
     @torch.inference_mode()
     def measure(self, case: Case, bias_cache: BiasCache | None = None) -> Sample:
@@ -211,14 +211,11 @@ class Bench:
     def warm_up(self, cases: Iterable[Case], progress: Progress) -> dict[Case, Sample]:
         """Run cases once, unmeasured but for the cold bias: each has a bias cache of its own, and fills the shared one.
 
-        On the CPU the unpruned cases are left out: nothing is compiled or tuned by shape there, and the pruned ones
-        run their first layers at full length.
+        Unpruned cases as well, on every device: the first prefill at full length pays for pages that no later one asks
+        for, and the plain model opens the first round.
         """
         seen = {}
-        on_cpu = self.subject.model.device.type == "cpu"
         for case in cases:
-            if on_cpu and case.method in (PLAIN, "vanilla"):
-                continue
             progress(f"warm-up: {case.method} {case.retention:g}")
             fresh = BiasCache()
             seen[case] = self.measure(case, fresh)
@@ -246,9 +243,25 @@ class Bench:
         return times[1:]
 
     def _use(self, attention: str) -> None:
-        if attention != self._attention:
+        """Ask the model itself what it runs: another bench may have used it since."""
+        if attention != running_attention(self.subject.model):
             self.subject.model.set_attn_implementation(attention)
-            self._attention = attention
+
+
+def running_attention(model: Any) -> str:
+    """The attention backend that the language model runs now."""
+    return str(model.config.get_text_config()._attn_implementation)
+
+
+@contextmanager
+def attention_restored(model: Any) -> Iterator[None]:
+    """Leave the model with the attention backend it came with."""
+    before = running_attention(model)
+    try:
+        yield
+    finally:
+        if running_attention(model) != before:
+            model.set_attn_implementation(before)
 
 
 def attention_backends(subject: Subject, plan: PrefillPlan) -> dict[str, str]:
@@ -273,9 +286,10 @@ def measure_prefill(
         method = case.make(subject.shape.layers)
         if method is not None:
             method.check(subject.shape.layers)
-    vision = bench.vision_ms()
-    cold = bench.warm_up(cases, progress) if measure is None else {}
-    samples = interleaved(cases, plan.rounds, measure or bench.measure, progress)
+    with attention_restored(subject.model):
+        vision = bench.vision_ms()
+        cold = bench.warm_up(cases, progress) if measure is None else {}
+        samples = interleaved(cases, plan.rounds, measure or bench.measure, progress)
     prompt = bench.prompts[plan.contents[0]]
     return {
         "kind": "prefill",
@@ -429,10 +443,11 @@ def profiled(subject: Subject, plan: PrefillPlan, rows: int = 25) -> str:
     bench = Bench(subject, plan)
     parts = []
     for case in plan.cases(tuple(attention_backends(subject, plan))):
-        if case.method != "vanilla":
-            bench.measure(case)
-        with profile(activities=activities) as watched:
-            bench.measure(case)
+        with attention_restored(subject.model):
+            if case.method != "vanilla":
+                bench.measure(case)
+            with profile(activities=activities) as watched:
+                bench.measure(case)
         order = "self_cuda_time_total" if cuda else "self_cpu_time_total"
         parts.append(
             f"{case.method}, retention {case.retention:g}, {case.content.title}, {case.attention}\n"
