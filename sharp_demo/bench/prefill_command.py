@@ -132,5 +132,8 @@ def report(line: str) -> None:
 
 def write(path: Path | None, text: Callable[[], str]) -> None:
     if path is not None:
-        path.write_text(text(), "utf-8")
+        try:
+            path.write_text(text(), "utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from None
         print(f"wrote {path}", file=sys.stderr)
