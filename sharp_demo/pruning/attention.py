@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb, rotate_half
+from transformers.utils import is_flash_attn_2_available
 
 Rotary = tuple[Tensor, Tensor]  # cos, sin, each [B, n, head_dim]
 
@@ -107,38 +108,51 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, span: Span, scaling: floa
     return out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packing:
     """The same mask as one variable-length call: queries in place, keys gathered sequence by sequence.
 
     With bottom-right causal alignment, query j of a sequence with q queries and s keys sees s - q + j + 1 keys.
     """
 
-    key_rows: tuple[int, ...]
-    cu_q: tuple[int, ...]
-    cu_k: tuple[int, ...]
+    key_rows: Tensor  # [keys] row of each gathered key
+    cu_q: Tensor  # [sequences + 1] int32
+    cu_k: Tensor
     max_q: int
     max_k: int
 
 
-def pack_segments(span: Span, n: int) -> Packing:
-    """Lay `span` out for a varlen kernel; n is the number of rows of the prompt."""
-    prefix = list(range(span.start)) if span.prefix_visible else []
-    sequences: list[tuple[int, list[int]]] = [(span.start, list(range(span.start)))] if span.start else []
-    sequences += [(b - a, [*prefix, *range(a, b)]) for a, b in span.segments]
+def pack_segments(span: Span, n: int, device: torch.device | str = "cpu") -> Packing:
+    """Lay `span` out on `device` for a varlen kernel, without waiting for it; n is the number of rows of the prompt."""
+    prefix = span.start if span.prefix_visible else 0
+    # Each sequence: number of queries, keys of the prefix it sees, its other keys as [a, b) rows.
+    sequences = [(span.start, 0, 0, span.start)] if span.start else []
+    sequences += [(b - a, prefix, a, b) for a, b in span.segments]
     if n > span.end:
-        sequences.append((n - span.end, list(range(n))))
+        sequences.append((n - span.end, 0, 0, n))
     cu_q, cu_k = [0], [0]
-    for queries, keys in sequences:
+    for queries, seen, a, b in sequences:
         cu_q.append(cu_q[-1] + queries)
-        cu_k.append(cu_k[-1] + len(keys))
+        cu_k.append(cu_k[-1] + seen + b - a)
+    table = [cu_k[:-1], [seen for _, seen, _, _ in sequences], [a - seen for _, seen, a, _ in sequences]]
+    first, seen_keys, shift = to_device(table, torch.long, device)
+    key = torch.arange(cu_k[-1], device=device)
+    sequence = torch.searchsorted(first, key, right=True) - 1
+    place = key - first[sequence]  # within the sequence
+    counts = to_device([cu_q, cu_k], torch.int32, device)
     return Packing(
-        key_rows=tuple(row for _, keys in sequences for row in keys),
-        cu_q=tuple(cu_q),
-        cu_k=tuple(cu_k),
-        max_q=max(queries for queries, _ in sequences),
-        max_k=max(len(keys) for _, keys in sequences),
+        key_rows=torch.where(place < seen_keys[sequence], place, place + shift[sequence]),
+        cu_q=counts[0],
+        cu_k=counts[1],
+        max_q=max(queries for queries, _, _, _ in sequences),
+        max_k=max(seen + b - a for _, seen, a, b in sequences),
     )
+
+
+def to_device(values: list[int] | list[list[int]], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Copy through pinned memory, which CUDA needs not wait for."""
+    pinned = torch.device(device).type == "cuda"
+    return torch.tensor(values, dtype=dtype, pin_memory=pinned).to(device, non_blocking=pinned)
 
 
 VarlenKernel = Callable[
@@ -147,23 +161,26 @@ VarlenKernel = Callable[
 
 
 def packed_segment_attention(
-    q: Tensor, k: Tensor, v: Tensor, span: Span, scaling: float, kernel: VarlenKernel
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float, kernel: VarlenKernel
 ) -> Tensor:
     """`segment_attention` as one varlen call of `kernel` (bottom-right causal); shapes as there, batch 1."""
-    packing = pack_segments(span, q.shape[2])
-    rows = torch.tensor(packing.key_rows, device=q.device)
-    cu_q, cu_k = (torch.tensor(cu, dtype=torch.int32, device=q.device) for cu in (packing.cu_q, packing.cu_k))
     query = q[0].transpose(0, 1).contiguous()  # [n, heads, hd]
-    key, value = (t[0].transpose(0, 1)[rows] for t in (k, v))
-    out = kernel(query, key, value, cu_q, cu_k, packing.max_q, packing.max_k, scaling)
+    key, value = (t[0].transpose(0, 1)[packing.key_rows] for t in (k, v))
+    out = kernel(query, key, value, packing.cu_q, packing.cu_k, packing.max_q, packing.max_k, scaling)
     return out.transpose(0, 1).unsqueeze(0)
 
 
-def varlen_kernel(device: torch.device, dtype: torch.dtype) -> VarlenKernel | None:
-    """Return the varlen kernel this machine can run (flash-attn, else torch's own), or None."""
-    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+def varlen_kernel(device: torch.device, dtype: torch.dtype, backend: str) -> VarlenKernel | None:
+    """Return the varlen kernel that goes with the model's attention backend, or None where there is none.
+
+    flash-attn's where the model runs flash-attn, torch's own where it runs SDPA; none for eager and on GPUs older than
+    compute capability 8.0.
+    """
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or backend == "eager":
         return None
-    if importlib.util.find_spec("flash_attn") is not None:
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    if backend == "flash_attention_2" and is_flash_attn_2_available():
         from flash_attn import flash_attn_varlen_func
 
         def flash(q, k, v, cu_q, cu_k, max_q, max_k, scale):  # type: ignore[no-untyped-def]
@@ -186,13 +203,23 @@ def varlen_kernel(device: torch.device, dtype: torch.dtype) -> VarlenKernel | No
     return None
 
 
-def segment_masked(self_attn: nn.Module, x: Tensor, rotary: Rotary, cache: Cache | None, span: Span) -> Tensor:
+def packing_for(span: Span, hidden: Tensor, backend: str) -> Packing | None:
+    """The packing of the rows hidden [B, n, d], where `segment_masked` will run a varlen kernel on them."""
+    if hidden.shape[0] > 1 or varlen_kernel(hidden.device, hidden.dtype, backend) is None:
+        return None
+    return pack_segments(span, hidden.shape[1], hidden.device)
+
+
+def segment_masked(
+    self_attn: nn.Module, x: Tensor, rotary: Rotary, cache: Cache | None, span: Span, packing: Packing | None = None
+) -> Tensor:
     """Run one attention module with the segment mask in place of the causal one.
 
     Parameters
     ----------
     x : [B, n, d], the layer's normed input.
     cache : the prefill's cache, updated as the module itself would.
+    packing : `packing_for` of the span, made here where it is not given.
 
     Returns
     -------
@@ -203,9 +230,11 @@ def segment_masked(self_attn: nn.Module, x: Tensor, rotary: Rotary, cache: Cache
     q, k = apply_rotary_pos_emb(q, k, *rotary)
     if cache is not None:
         k, v = cache.update(k, v, self_attn.layer_idx)
-    kernel = varlen_kernel(x.device, x.dtype) if x.shape[0] == 1 else None
+    backend = self_attn.config._attn_implementation
+    kernel = varlen_kernel(x.device, x.dtype, backend) if x.shape[0] == 1 else None
     if kernel is None:
         out = segment_attention(q, k, v, span, self_attn.scaling)
     else:
-        out = packed_segment_attention(q, k, v, span, self_attn.scaling, kernel)
+        packing = pack_segments(span, x.shape[1], x.device) if packing is None else packing
+        out = packed_segment_attention(q, k, v, packing, self_attn.scaling, kernel)
     return self_attn.o_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1))

@@ -7,17 +7,16 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sharp_demo.errors import MethodError
-from sharp_demo.pruning.attention import Span, project_keys, segment_masked
+from sharp_demo.pruning.attention import Span, packing_for, project_keys, segment_masked, to_device
 from sharp_demo.pruning.method import Method, knob, top_k
 from sharp_demo.pruning.runtime import AttentionOverride, Prefill, Role, Selection
 from sharp_demo.pruning.schedule import Schedule, budget
 from sharp_demo.pruning.sharp.bias import black_bias
 from sharp_demo.pruning.sharp.regd import RegDOptions, refine
-from sharp_demo.pruning.sharp.segments import frame_means, segment_frames, token_bounds
+from sharp_demo.pruning.sharp.segments import cut, token_bounds
 from sharp_demo.pruning.sharp.trace import trace_regd
 
 
@@ -78,8 +77,8 @@ class ShaRP(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.segm and self.segm_layers and not any(0 <= layer < self.layer for layer in self.segm_layers):
-            named = ", ".join(map(str, self.segm_layers))
+        if self.segm and not any(0 <= layer < self.layer for layer in self.segm_layers):
+            named = ", ".join(map(str, self.segm_layers)) or "empty"
             raise MethodError(
                 f"sharp: segm_layers is {named}; SegM needs at least one layer before layer {self.layer}."
             )
@@ -106,18 +105,25 @@ class ShaRP(Method):
         return budget(self.retention, n)
 
     def attention(self, layer: int, prefill: Prefill) -> AttentionOverride | None:
-        if layer == 0 and (self.segm or self.regd):
-            with prefill.stage("mask"):
-                means = frame_means(prefill.hidden[0, prefill.rows], prefill.frames, prefill.layout.frames)
-                prefill.run.segments = segment_frames(means, self.tau_seg)
-                if self.trace:
-                    prefill.run.trace["cosines"] = F.cosine_similarity(means[:-1], means[1:], dim=-1)
-        if not self.segm or layer not in self.segm_layers or layer >= self.layer:
+        masks = self.segm and layer in self.segm_layers and layer < self.layer
+        if not masks and (layer or (not self.regd and not self.segm)):
             return None
-        ranges = token_bounds(prefill.frames, prefill.run.segments)
-        prefill.run.segment_tokens = [b - a for a, b in ranges]
-        rows = tuple((prefill.start + a, prefill.start + b) for a, b in ranges)
-        return partial(segment_masked, span=Span(prefill.start, rows, self.sys_visible))
+        with prefill.stage("mask"):
+            if layer == 0:
+                tokens = prefill.hidden[0, prefill.rows]
+                found = cut(tokens, prefill.frames, prefill.layout.frames, self.tau_seg)
+                prefill.run.segments, ranges = found.segments, found.ranges
+                if self.trace:
+                    prefill.run.trace["cosines"] = found.cosines
+            else:
+                ranges = token_bounds(prefill.frames, prefill.run.segments)
+            if not masks:
+                return None
+            prefill.run.segment_tokens = [b - a for a, b in ranges]
+            rows = tuple((prefill.start + a, prefill.start + b) for a, b in ranges)
+            span = Span(prefill.start, rows, self.sys_visible)
+            packing = packing_for(span, prefill.hidden, prefill.config._attn_implementation)
+        return partial(segment_masked, span=span, packing=packing)
 
     def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
         if layer != self.layer:
@@ -126,13 +132,15 @@ class ShaRP(Method):
             lookahead = self.score_layer == "lookahead"
             logits = prefill.logits_of_next_layer(layer) if lookahead else prefill.logits_of_last_layer(layer - 1)
             scores = self._scores(logits, prefill.rows)
-        prefill.record_scores("raw", scores)
+            prefill.record_scores("raw", scores)
         if self._debiases:
             hidden_prefix = self.segm_layers if self.segm and not self.sys_visible else ()
-            bias = self._scores(black_bias(prefill, self._scoring_layer, hidden_prefix), prefill.rows)
-            scores = scores - self.penalty * bias  # Eq. 5
-            prefill.record_scores("bias", bias)
-            prefill.record_scores("debiased", scores)
+            logits = black_bias(prefill, self._scoring_layer, hidden_prefix)
+            with prefill.stage("bias"):
+                bias = self._scores(logits, prefill.rows)
+                scores = scores - self.penalty * bias  # Eq. 5
+                prefill.record_scores("bias", bias)
+                prefill.record_scores("debiased", scores)
         with prefill.stage("select"):
             registers = top_k(scores, min(self.registers(len(prefill.layout), len(scores)), len(scores)))
         if self.trace:
@@ -140,15 +148,16 @@ class ShaRP(Method):
         if not self.regd:
             return Selection(registers, registers.new_full(registers.shape, int(Role.REGISTER)))
         with prefill.stage("pre-filter"):
-            starts = torch.tensor([first for first, _ in prefill.run.segments], device=scores.device)
+            segments = len(prefill.run.segments)
+            starts = to_device([first for first, _ in prefill.run.segments], torch.long, scores.device)
             segment = torch.searchsorted(starts, prefill.frames, right=True) - 1
             hidden = prefill.hidden[0, prefill.start : prefill.start + len(prefill.rows)]
             features = self._features(prefill, hidden)
         options = RegDOptions(**{option.name: getattr(self, option.name) for option in fields(RegDOptions)})
         if self.trace:
-            steps = trace_regd(hidden, features, segment, len(starts), scores, registers, options)
+            steps = trace_regd(hidden, features, segment, segments, scores, registers, options)
             prefill.run.trace |= {name: prefill.slots[tokens] for name, tokens in steps.items()}
-        return refine(hidden, features, segment, len(starts), scores, registers, options, prefill.stage)
+        return refine(hidden, features, segment, segments, scores, registers, options, prefill.stage)
 
     def after_prefill(self, prefill: Prefill) -> None:
         if self.prune_layer0_kv:

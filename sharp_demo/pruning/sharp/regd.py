@@ -1,8 +1,10 @@
 """RegD: refine the register tokens segment by segment (ShaRP Sec. 4.3, Eq. 6). Pure functions on tensors.
 
 All segments are handled at once, in vectors over the tokens. Only the two comparisons that cost something differ by
-device: on the CPU they walk, segment by segment; elsewhere they are matrix products in blocks of rows, with one wait
-for the device in all (how many tokens pre-filtering leaves). No n x n tensor exists at any time.
+device: on the CPU they walk, segment by segment; elsewhere they are matrix products in blocks of rows, and RegD waits
+for the device once (how many tokens pre-filtering leaves; twice where `strict_budget` is off and how many are kept is
+not known either, and wherever a reading compares with a running mean, which is always walked). No n x n
+tensor exists at any time.
 """
 
 from __future__ import annotations
@@ -123,7 +125,7 @@ def reachable(pointers: Tensor, segment: Tensor) -> Tensor:
     m = len(pointers)
     mark = torch.ones(m + 1, dtype=torch.int8, device=pointers.device)
     mark[1:m] = (segment[1:] != segment[:-1]).to(torch.int8)
-    jump = torch.cat((pointers, pointers.new_tensor([m])))
+    jump = torch.cat((pointers, pointers.new_full((1,), m)))
     for _ in range(math.ceil(math.log2(m + 1))):
         mark = mark.scatter_reduce(0, jump, mark, "amax")
         jump = jump[jump]

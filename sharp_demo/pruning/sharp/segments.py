@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -21,7 +22,7 @@ def frame_means(tokens: Tensor, frames: Tensor, count: int) -> Tensor:
     -------
     [count, d], fp32. As a product with a one-hot matrix: deterministic on every device.
     """
-    member = F.one_hot(frames, count).T.float()  # [count, v]
+    member = (frames[:, None] == torch.arange(count, device=frames.device)).T.float()  # [count, v]
     size = member.sum(1)
     means = (member @ tokens.float()) / size[:, None].clamp(min=1)
     source = torch.where(size > 0, torch.arange(count, device=frames.device), frames[0])
@@ -38,6 +39,28 @@ def segment_frames(means: Tensor, tau_seg: float) -> list[tuple[int, int]]:
     """The segments as [first, end) frames, contiguous, covering all frames of means [frames, d]."""
     starts = segment_starts(means, tau_seg)
     return list(pairwise([*starts, means.shape[0]]))
+
+
+@dataclass(frozen=True, eq=False)
+class Cuts:
+    """A video cut into segments: [first, end) frames, and their [a, b) ranges of tokens, without empty ones."""
+
+    segments: list[tuple[int, int]]
+    ranges: list[tuple[int, int]]
+    cosines: Tensor  # [count - 1] of consecutive frame means
+
+
+def cut(tokens: Tensor, frames: Tensor, count: int, tau_seg: float) -> Cuts:
+    """`segment_frames` and `token_bounds` of tokens [v, d] with ascending `frames` [v]; waits for the device once."""
+    means = frame_means(tokens, frames, count)
+    cosines = F.cosine_similarity(means[:-1], means[1:], dim=-1)
+    begins = F.pad((cosines < tau_seg).long(), (1, 0))  # [count]
+    edges = torch.searchsorted(frames, torch.arange(count + 1, device=frames.device))
+    answer = torch.cat((begins, edges)).tolist()
+    starts = [0, *(frame for frame in range(1, count) if answer[frame])]
+    segments = list(pairwise([*starts, count]))
+    ranges = [(answer[count + first], answer[count + end]) for first, end in segments]
+    return Cuts(segments, [(a, b) for a, b in ranges if a < b], cosines)
 
 
 def token_bounds(frames: Tensor, segments: list[tuple[int, int]]) -> list[tuple[int, int]]:
