@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sharp_demo.pruning.method import Method, knob, top_k
 from sharp_demo.pruning.runtime import Prefill, Role, Selection
-from sharp_demo.pruning.schedule import Schedule, budget, feather_paper_schedule, grid_tokens
+from sharp_demo.pruning.schedule import Schedule, budget, feather_paper_layers, feather_paper_schedule, grid_tokens
 
 
 def uniform_grid(frames: int, rows: int, cols: int, stride: int) -> Tensor:
@@ -53,7 +53,7 @@ class Feather(Method):
 
     def stages(self, layers: int) -> tuple[int, ...]:
         """Layers before which tokens are dropped."""
-        return (max(1, layers // 4), max(2, layers // 2)) if self.paper_mode else (self.layer,)
+        return feather_paper_layers(layers) if self.paper_mode else (self.layer,)
 
     def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
         if not self.paper_mode:

@@ -79,6 +79,3 @@ class Taken:
         while not self.full:
             self.frames[self.count] = self.frames[self.count - 1]
             self.times.append(self.times[-1])
-
-    def result(self) -> tuple[np.ndarray, list[float]]:
-        return self.frames, self.times
