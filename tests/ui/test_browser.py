@@ -287,6 +287,54 @@ def test_one_timeline_by_keys_by_segments_and_by_the_clip(watched, server):
     watched.assert_clean()
 
 
+def test_another_clip_does_not_move_the_columns(watched, server):
+    watched.open(server)
+    page = watched.page
+    page.locator("#examples button").nth(4).click()
+    page.wait_for_selector("#clip video")
+    assert run(page) == "done"
+    page.wait_for_selector(".sd-canvas")
+    clip = "document.querySelector('#clip video')"
+    frame = "Number(document.querySelector('.sd-frame').value)"
+    page.evaluate(f"{clip}.currentTime = 2.8")
+    page.wait_for_function(f"{frame} === 5")
+    before = page.evaluate(f"{clip}.currentSrc")
+    page.locator("#examples button").nth(5).click()
+    page.wait_for_function(f"{clip} && {clip}.currentSrc !== {before!r} && {clip}.readyState > 0")
+    page.evaluate(f"{clip}.currentTime = 4.0")
+    page.wait_for_function(f"!{clip}.seeking && {clip}.currentTime > 3.5")
+    page.wait_for_timeout(300)
+    assert page.evaluate(frame) == 5, "the columns are about the first clip"
+    watched.assert_clean()
+
+
+def test_by_keyboard_from_an_example_to_scrubbing(watched, server):
+    watched.open(server)
+    page = watched.page
+    page.wait_for_selector("#examples button")
+
+    def tab_to(selector: str) -> None:
+        for _ in range(120):
+            if page.evaluate("one => Boolean(document.activeElement.closest(one))", selector):
+                return
+            page.keyboard.press("Tab")
+        raise AssertionError(f"Tab does not reach {selector}")
+
+    tab_to("#examples button")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#clip video")
+    expect(page.locator("#question textarea")).not_to_have_value("")
+    tab_to("#run")
+    page.keyboard.press("Enter")
+    page.wait_for_function(ENDED, timeout=RUN_MS)
+    page.wait_for_selector(".sd-canvas")
+    tab_to(".sd-frame")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert all("frame 3 of" in label for label in labels(page))
+    watched.assert_clean()
+
+
 def test_stop_labels_what_did_not_finish_and_the_next_run_is_whole(watched, talkative_server, clip):
     watched.open(talkative_server)
     page = watched.page
