@@ -430,3 +430,21 @@ def test_command_sweeps_lengths(tiny_llava_folder: Path, tmp_path: Path, capsys:
     assert main(["bench", "prefill", *arguments]) == 0
     assert "n = 36" in capsys.readouterr().out
     ElementTree.fromstring(picture.read_text())
+
+
+def test_a_bench_asks_the_model_which_attention_it_runs(llava: Subject) -> None:
+    """Another bench over the same subject may have left a backend behind; at the end the model has its own again."""
+    plan = replace(PLAN, tokens=llava.per_frame * 2, rounds=1, decode_tokens=0, attentions=("sdpa", "eager"))
+    first, second = Bench(llava, plan), Bench(llava, plan)
+    first.measure(Case("vanilla", 1.0, CONTENT, "eager"))
+    second.measure(Case("vanilla", 1.0, CONTENT, "sdpa"))
+    assert prefill.running_attention(llava.model) == "sdpa"
+    measure_prefill(llava, replace(plan, methods=("vanilla",)))
+    assert prefill.running_attention(llava.model) == "sdpa"
+
+
+def test_the_plain_model_and_vanilla_are_warmed_up_as_well(llava: Subject) -> None:
+    bench = Bench(llava, replace(PLAN, tokens=llava.per_frame * 2))
+    cases = [Case(name, 1.0, CONTENT, "sdpa") for name in (PLAIN, "vanilla")]
+    assert list(bench.warm_up(cases, lambda line: None)) == cases
+    assert round_order(cases, 1) == cases[::-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,16 +11,19 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sharp_demo.backbones.features import encode_video
 from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.backbones.tiny import TinyShape, write_checkpoint
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.fastv import FastV
+from sharp_demo.pruning.runtime import Prefill
 from sharp_demo.pruning.sharp import ShaRP
+from sharp_demo.pruning.sharp import bias as sharp_bias
 from sharp_demo.pruning.sharp import method as sharp_method
 from sharp_demo.pruning.sharp.bias import BiasCache, BlackRows
-from sharp_demo.pruning.sharp.segments import frame_means, segment_frames, token_bounds
+from sharp_demo.pruning.sharp.segments import cut, frame_means, segment_frames, token_bounds
 from sharp_demo.settings import Settings
 from tests.pruning.prompts import Prompt, greedy, scenes
 
@@ -76,7 +80,8 @@ def test_segment_mask_isolates_segments(prompt: Prompt, monkeypatch: pytest.Monk
     """Changing one frame, boundaries held fixed, leaves the layer-0 output of all others bit-equal."""
     layout, frames = prompt.layout, prompt.layout.frames
     fixed = [(f, f + 1) for f in range(frames)]
-    monkeypatch.setattr(sharp_method, "segment_frames", lambda means, tau: fixed)
+    bounds = token_bounds(layout.frame, fixed)
+    monkeypatch.setattr(sharp_method, "cut", lambda *args: replace(cut(*args), segments=fixed, ranges=bounds))
     changed = prompt.features.features.clone()
     inside = torch.arange(len(layout))[layout.frame == 2]
     changed[inside] += torch.randn(len(inside), changed.shape[1], generator=torch.Generator().manual_seed(0))
@@ -261,3 +266,61 @@ def test_stages_are_named_and_add_up(prompt: Prompt) -> None:
         record.stages
     )
     assert all(ms >= 0 for ms in record.stages.values())
+
+
+def test_segm_without_a_layer_to_mask_in_is_refused() -> None:
+    with pytest.raises(MethodError, match="segm_layers is empty"):
+        ShaRP(segm_layers=())
+    ShaRP(segm=False, segm_layers=())
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make the host wait for a device: reads of values, and sizes that depend on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masked = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if masked or name in ("nonzero", "_local_scalar_dense", "masked_select", "unique_consecutive", "_unique2"):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_formulation_for_gpus_waits_twice(prompt: Prompt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segment boundaries and the count after pre-filtering; what is kept is what walking keeps."""
+    expected = run(prompt, ShaRP(retention=0.25)).kept
+    monkeypatch.setattr(sharp_method, "refine", partial(sharp_method.refine, walk=False))
+    cache, waits = BiasCache(), Waits()
+    plain = Tensor.tolist
+
+    def tolist(tensor: Tensor) -> list:
+        waits.seen.append("tolist")
+        return plain(tensor)
+
+    with ShaRP(retention=0.25)(prompt.model, prompt.backbone.processor, cache):
+        greedy(prompt, steps=1)  # the bias is warm from here on
+    hooks = {name: getattr(Prefill, name) for name in ("attention", "before_layer", "finish")}
+
+    def counted(hook):
+        def call(*args):
+            with waits, monkeypatch.context() as patch:
+                patch.setattr(Tensor, "tolist", tolist)
+                for name in ("item", "cpu", "numpy"):
+                    patch.setattr(Tensor, name, refuse)
+                return hook(*args)
+
+        return call
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("a wait for the device")
+
+    for name, hook in hooks.items():
+        monkeypatch.setattr(Prefill, name, counted(hook))
+    monkeypatch.setattr(sharp_bias, "bias_key", lambda *args: next(iter(cache.items()))[0])  # reads host tensors
+    with ShaRP(retention=0.25)(prompt.model, prompt.backbone.processor, cache) as record:
+        greedy(prompt, steps=1)
+    assert torch.equal(record.kept, expected)
+    assert waits.seen == ["tolist", "index"]
