@@ -169,7 +169,8 @@ def check_counts(name: str, prompt: Prompt, retention: float) -> None:
             assert rows[start - text :] == before[start - text :]
         before = rows
     anew = any(part.active and getattr(part, "reindex_positions", False) for part in method.parts)
-    assert renumbered == (anew and "position_ids" not in prompt.tokens)  # three axes are never numbered anew
+    # Where something went before the LLM; three axes are never numbered anew.
+    assert renumbered == (anew and counts[0] < n and "position_ids" not in prompt.tokens)
     if seen and len(kept) == counts[-1] and not renumbered:
         assert before[start : start - text] == prompt.layout.index[record.kept].tolist()
 
