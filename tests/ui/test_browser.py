@@ -335,6 +335,27 @@ def test_by_keyboard_from_an_example_to_scrubbing(watched, server):
     watched.assert_clean()
 
 
+def test_a_long_stage_counts_its_seconds_silently(watched, talkative_server, clip):
+    """One method that never ends its answer: the message stays, the seconds beside it go on."""
+    watched.open(talkative_server)
+    page = watched.page
+    upload(page, clip)
+    ask(page, "What moves?")
+    for label in ("FastV", "Feather", "ShaRP"):
+        page.locator("#methods").get_by_label(label, exact=True).uncheck()
+    answer_length(page, 1000)
+    page.locator("#run").click()
+    since = page.locator("#columns .sd-since")
+    expect(since).to_have_text(re.compile(r"· [1-9]\d* s"), timeout=RUN_MS)
+    assert since.get_attribute("aria-hidden") == "true"
+    assert since.evaluate("node => !node.closest('[aria-live], [role=status]')")
+    assert " s" not in page.locator(".sd-message").inner_text()[-3:]
+    page.locator("#stop").click()
+    page.wait_for_function(ENDED, timeout=RUN_MS)
+    expect(since).to_be_hidden()
+    watched.assert_clean()
+
+
 def test_stop_labels_what_did_not_finish_and_the_next_run_is_whole(watched, talkative_server, clip):
     watched.open(talkative_server)
     page = watched.page
