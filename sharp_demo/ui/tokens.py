@@ -18,10 +18,11 @@ from sharp_demo.ui import strings
 HERE = Path(__file__).parent
 
 # Words of the columns beside `strings.THEATRE`: roles that methods outside ShaRP's family give, and a lost picture.
+THEATRE: dict[str, Any] = {**strings.THEATRE}
 WORDS = {
-    **strings.THEATRE,
+    **THEATRE,
     "roles": {
-        **strings.THEATRE["roles"],
+        **THEATRE["roles"],
         "dominant": "most attended in the vision tower",
         "contextual": "mean of similar ones",
         "static": "stands for its segment's frames",
