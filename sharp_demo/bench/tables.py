@@ -14,8 +14,14 @@ Result = dict[str, Any]
 
 MATCHED = {
     "tokens": "Equal tokens: every method keeps the same share of the visual tokens",
-    "flops": "Equal FLOPs: every method costs what FastV (K=2) costs when it keeps that share",
+    "flops": "Equal FLOPs: every method has the budget at which it should cost what FastV (K=2) costs at that share",
 }
+OFF = 0.05  # a method this far from the cost it was matched to is marked
+OFF_NOTE = (
+    "FLOPs are those of what was kept, in percent of vanilla's, paper convention. \\* More than 5 % off FastV's: the"
+    " budget is solved for before the video is seen; this method's counts then depend on the video, or are whole tokens"
+    " of every frame."
+)
 POSITIONS = ("early", "middle", "late", "all")
 
 
@@ -112,6 +118,7 @@ def accuracy_table(document: Document, match: str) -> str:
     """One row per method, one column per retention; FLOPs in percent of vanilla's, paper convention."""
     retentions = document["setup"]["retentions"]
     results = _pick(document, match)
+    fastv = {one["retention"]: one["tflops_ratio"] for one in results if one["method"] == "fastv"}
     rows = []
     for name in dict.fromkeys(result["method"] for result in results):
         mine = {result["retention"]: result for result in results if result["method"] == name}
@@ -121,13 +128,19 @@ def accuracy_table(document: Document, match: str) -> str:
             rows.append([label, with_interval(one["accuracy"], one["ci95"]), *[""] * (len(retentions) - 1)])
             continue
         cells = [mine.get(retention) for retention in retentions]
-        rows.append([label, *("" if one is None else _cell(one, match) for one in cells)])
-    return table(["method", *(f"R = {100 * retention:g} %" for retention in retentions)], rows)
+        rows.append([label, *("" if one is None else _cell(one, match, fastv) for one in cells)])
+    made = table(["method", *(f"R = {100 * retention:g} %" for retention in retentions)], rows)
+    return f"{made}\n\n{OFF_NOTE}" if "\\*" in made else made
 
 
-def _cell(result: Result, match: str) -> str:
-    note = "" if match == "tokens" else f" keeps {percent(result['kept_share'])} %"
-    return with_interval(result["accuracy"], result["ci95"]) + (f",{note}" if note else "")
+def _cell(result: Result, match: str, fastv: dict[float, float]) -> str:
+    """Accuracy; at equal FLOPs what was kept and what that cost too, marked where it is off `fastv`'s cost."""
+    accuracy, cost = with_interval(result["accuracy"], result["ci95"]), result["tflops_ratio"]
+    if match == "tokens":
+        return accuracy
+    target = fastv.get(result["retention"], cost)
+    mark = "\\*" if result["group"] != "reference" and abs(cost / target - 1) > OFF else ""
+    return f"{accuracy}, keeps {percent(result['kept_share'])} %, FLOPs {percent(cost)} %{mark}"
 
 
 def position_table(document: Document, match: str, retention: float) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from sharp_demo.bench import publish
-from sharp_demo.bench.tables import differences_to
+from sharp_demo.bench.tables import OFF_NOTE, accuracy_table, differences_to
 from sharp_demo.bench.variants import parse_variants
+from sharp_demo.settings import ROOT
 
 
 @pytest.fixture
@@ -90,3 +91,48 @@ def test_differences_are_paired_with_the_reference() -> None:
     assert lines[2] == "| A | +0.0 (+0.0 to +0.0) |"
     assert lines[3] == "| B | -25.0 (-50.0 to +0.0) |"
     assert lines[4] == "| C | +0.0 (+0.0 to +0.0) |"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/results").glob("systems-*.json")), ids=lambda path: path.stem)
+def test_stored_systems_say_what_every_row_cost_and_which_miss_the_target(path: Path) -> None:
+    stored = json.loads(path.read_text())
+    (setup,) = stored["models"].values()
+    text = accuracy_table({**setup, "results": stored["results"]}, "flops")
+    ratios = {
+        (one["label"], one["retention"]): one["tflops_ratio"]
+        for one in stored["results"]
+        if one["group"] != "reference"
+    }
+    fastv = {share: ratio for (label, share), ratio in ratios.items() if label.startswith("FastV")}
+    retentions = setup["setup"]["retentions"]
+    missed = 0
+    for line in text.splitlines()[3:]:
+        label, *cells = (cell.strip() for cell in line.strip("|").split(" | "))
+        for share, cell in zip(retentions, cells, strict=False):
+            ratio = ratios.get((label, share))
+            if ratio is None or not cell:
+                continue
+            off = abs(ratio / fastv[share] - 1) > 0.05
+            missed += off
+            assert cell.endswith(f"FLOPs {100 * ratio:.1f} %" + off * "\\*")
+    assert missed
+    assert text.endswith(OFF_NOTE)
+
+
+def test_rows_on_target_need_no_note() -> None:
+    shares = {"setup": {"retentions": [0.2]}}
+    one = {
+        "group": "method",
+        "retention": 0.2,
+        "match": "flops",
+        "accuracy": 0.5,
+        "ci95": [0.4, 0.6],
+        "kept_share": 0.2,
+    }
+    rows = [
+        {**one, "method": "fastv", "label": "FastV", "tflops_ratio": 0.30},
+        {**one, "method": "sharp", "label": "ShaRP", "tflops_ratio": 0.31},
+    ]
+    text = accuracy_table({**shares, "results": rows}, "flops")
+    assert "| ShaRP | 50.0 (40.0 to 60.0), keeps 20.0 %, FLOPs 31.0 % |" in text
+    assert "\\*" not in text
