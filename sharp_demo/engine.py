@@ -13,7 +13,7 @@ import math
 import platform
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Generator, Hashable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -646,12 +646,12 @@ def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, col
     n, prefix = len(run.layout), int(run.layout.index[0])
     text = length - n
     achieved = run.visual_per_layer
-    extra: dict[str, int] = {}
+    extra: Counter[str] = Counter()  # of all parts together
     options: dict[str, Any] = {}  # of the part that masks segments, if there is one
     for part in method.fitted(shape.layers).parts:
         own = config_of(part)
         if part.active:
-            extra |= overhead_macs(part.name, shape, n, part.retention, text, prefix, own, achieved)
+            extra.update(overhead_macs(part.name, shape, n, part.retention, text, prefix, own, achieved))
         if "segm_layers" in own:
             options = own
     if not cold:

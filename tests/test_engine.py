@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sharp_demo import engine as engine_module
 from sharp_demo.backbones.load import Backbone
-from sharp_demo.cost import ModelShape, paper_tflops
+from sharp_demo.cost import ModelShape, exact_tflops, paper_tflops, score_macs
 from sharp_demo.engine import Engine, prefill, prefill_tflops, unique_labels
 from sharp_demo.errors import InputError, MethodError, ModelError, QuestionError, VideoError
+from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.registry import make_method
 from sharp_demo.pruning.runtime import Prefill
 from sharp_demo.pruning.sharp import ShaRP
@@ -287,6 +288,19 @@ def test_exact_flops_are_those_torch_counts(
     exact = prefill_tflops(shape, method, run, prompt.length, run.bias_cold)["exact"]
     # FrameFusion's scores count as one row: none is needed where merging was enough, four on Qwen2-VL.
     assert exact * 1e12 == pytest.approx(products + attention, rel=5e-3 if name == "framefusion" else 1e-9)
+
+
+def test_scores_of_all_parts_are_counted(tiny: Backbone) -> None:
+    """Both of two methods score; neither's cost replaces the other's."""
+    prompt, shape = Prompt(tiny), ModelShape.from_config(tiny.model.config.text_config)
+    both = FastV(retention=0.5, layer=1) + FastV(retention=0.2, layer=2)
+    with both(tiny.model) as run, torch.inference_mode():
+        prefill(tiny.model, prompt.inputs())
+    text, n = prompt.length - len(prompt.layout), len(prompt.layout)
+    rows = score_macs(shape, n + text) + score_macs(shape, run.visual_per_layer[1] + text)
+    bare = exact_tflops(shape, run.visual_per_layer, text)
+    exact = prefill_tflops(shape, both, run, prompt.length, False)["exact"]
+    assert (exact - bare) * 1e12 == pytest.approx(2 * rows, rel=1e-6)
 
 
 def test_exact_flops_know_which_layers_are_masked_and_from_what(tiny: Backbone) -> None:
