@@ -409,8 +409,12 @@ def test_vanilla_calls_the_untouched_forward_with_the_same_arguments(prompt: Pro
     for before, after in zip(plain, calls, strict=True):
         for key in before.keys() | after.keys():
             one, other = before.get(key), after.get(key)
-            same = torch.equal(one, other) if isinstance(one, Tensor) else type(one) is type(other)
-            assert same, key
+            if isinstance(one, Tensor):
+                assert torch.equal(one, other), key
+            elif key == "past_key_values":  # each run has its own
+                assert type(one) is type(other)
+            else:
+                assert one == other, key
 
 
 @pytest.mark.parametrize("frames", [np.zeros((8, 60, 80, 3), np.uint8), scenes(2), scenes(2)[:1].repeat(2, 0)])
