@@ -146,7 +146,7 @@ def look(page: Page) -> list[Any]:
 
 
 def visit(server: Server, clips: list[bytes], rng: random.Random, number: int) -> str:
-    """One visitor: an example clip with bytes of its own at the end; every tenth no video, every seventh just leaves."""
+    """One visitor: an example clip with bytes of its own at the end; every tenth no video, every seventh leaves."""
     if number % 10 == 9:
         return server.ask(server.upload(rng.randbytes(20_000)), rng, leave=False)
     own = (16).to_bytes(4, "big") + b"free" + rng.randbytes(8)
@@ -197,11 +197,11 @@ def markdown(document: dict[str, Any]) -> str:
         "# Soak",
         "",
         "`python tools/soak.py`: visitors one after another, each with a clip of its own; every tenth uploads none,",
-        f"every seventh leaves as soon as the run has begun. The upload folder may hold {QUOTA_MB} MB: beyond, files that",
-        "nobody touched for ten minutes go. The server is a kiosk, and all the while a browser shows its loop, an example",
-        "every 15 s; its page starts afresh after four rounds. Resident memory, descriptors, threads and files of the",
-        "server process, and the heap of the browser's page: first run / middle / last. The slope is fitted to the second",
-        "half.",
+        f"every seventh leaves as soon as the run has begun. The upload folder may hold {QUOTA_MB} MB: beyond, files",
+        "that nobody touched for ten minutes go. The server is a kiosk, and all the while a browser shows its loop, an",
+        "example every 15 s; its page starts afresh after four rounds. Resident memory, descriptors, threads and files",
+        "of the server process, and the heap of the browser's page: first run / middle / last. The slope is fitted to",
+        "the second half.",
         "",
         "| minutes | runs | outcomes | resident MB | slope, MB/h | slope, kB/run | descriptors | threads | files "
         "| examples shown | page MB |",
