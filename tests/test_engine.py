@@ -249,6 +249,7 @@ def test_flops_matched_budgets_cost_what_fastv_costs(engine: Engine, request_for
         ("pdrop", {}),
         ("visionzip", {"dominant": 64}),
         ("evs", {}),
+        ("sharpv", {}),
         ("framefusion", {}),
         ("framefusion", {"similarity": 1.0}),
         ("holitom", {"tau": 1.0, "drop": 0.0}),  # nothing merges: token similarities are not counted
@@ -262,7 +263,9 @@ def test_exact_flops_are_those_torch_counts(
     name: str, options: dict, tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Matrix products as counted by torch, attention as (query, key) pairs that the mask lets through."""
-    method = make_method(name, 0.3, {**options, **({"segm": False, "regd": False} if "sharp" in name else {})})
+    method = make_method(
+        name, 0.3, {**options, **({"segm": False, "regd": False} if "sharp" in name.split("+") else {})}
+    )
     prompt, cache, attention = Prompt(tiny), BiasCache(), 0
 
     def counted(query: torch.Tensor, key: torch.Tensor, *args, **kwargs) -> torch.Tensor:
