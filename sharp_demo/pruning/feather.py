@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sharp_demo.errors import MethodError
 from sharp_demo.pruning.method import Method, knob, top_k
 from sharp_demo.pruning.runtime import Prefill, Role, Selection
 from sharp_demo.pruning.schedule import Schedule, budget, feather_paper_layers, feather_paper_schedule, grid_tokens
@@ -74,6 +75,8 @@ class Feather(Method):
 
     def _select(self, stage: int, prefill: Prefill) -> Selection:
         layout = prefill.layout
+        if stage == 0 and len(prefill.slots) < len(layout):
+            raise MethodError("feather: its grid lies over whole frames, so it must come first in a combination.")
         scores = prefill.run.scores["raw"][prefill.slots]
         with prefill.stage("select"):
             if stage == 1:

@@ -13,6 +13,7 @@ from sharp_demo.backbones.load import Backbone
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.evs import EVS
 from sharp_demo.pruning.fastv import FastV
+from sharp_demo.pruning.feather import Feather
 from sharp_demo.pruning.floors import Uniform
 from sharp_demo.pruning.framefusion import FrameFusion
 from sharp_demo.pruning.frames import dissimilarity
@@ -128,3 +129,9 @@ def test_whole_frames_are_needed(method: type[Method], tiny: Backbone) -> None:
         with (first + method(retention=0.5))(prompt.model) as run, pytest.raises(MethodError, match=message):
             greedy(prompt, steps=1)
         assert run.scores == {}
+
+
+def test_feathers_grid_needs_whole_frames(prompt: Prompt) -> None:
+    message = "^feather: its grid lies over whole frames, so it must come first in a combination"
+    with (EVS(retention=0.5) + Feather(retention=0.2))(prompt.model), pytest.raises(MethodError, match=message):
+        greedy(prompt, steps=1)
