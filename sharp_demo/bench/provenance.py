@@ -39,7 +39,7 @@ def commit(root: Path = ROOT) -> str | None:
     """The commit of the code that runs; None outside a git checkout."""
     try:
         head = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "sharp_demo", "assets")
+        changed = _git(root, "status", "--porcelain", "--", "sharp_demo", "assets")
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+changes" if changed else "")

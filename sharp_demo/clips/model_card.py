@@ -47,8 +47,8 @@ $stages
 In a blinded step the video is hidden from the text: from all but the last prompt token in every layer, or from all
 text in the first two layers. Without this the first two layers fetch every answer and later cuts cost nothing.
 Optimizers: Muon ($muon, tower $tower_muon) for matrices, AdamW ($adam) for the rest. Seed $seed.
-Command: `python -m sharp_demo.clips.train --backbone $family --seed $seed`. Trained on $where in $minutes minutes
-(torch $torch, transformers $transformers, CPU threads: $threads, commits: $commits).
+Command: `python -m sharp_demo.clips.train --backbone $family --seed $seed --threads $threads`. Trained on
+$where in $minutes minutes (torch $torch, transformers $transformers, commits: $commits).
 Log: `docs/results/train-tiny-$family.json`; how the recipe came about: `docs/results/training-notes.md`.
 
 ## Curves

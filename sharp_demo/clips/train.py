@@ -146,6 +146,7 @@ def train(
         state = run.load()
         run.say({"event": "resume", "phase": state["phase"], "step": state["step"], **versions()})
     else:
+        (work / "pool.pt").unlink(missing_ok=True)  # of another tower
         run.say({"event": "start", "family": family, "seed": seed, "device": device, **versions()})
     if state["phase"] == "tower":
         _train_tower(run, state)
