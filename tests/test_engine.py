@@ -311,7 +311,8 @@ def test_exact_flops_know_which_layers_are_masked_and_from_what(tiny: Backbone) 
     shape = ModelShape.from_config(tiny.model.config.text_config)
     for layers in ((), (1,), (0, 1), (0, 1, 2)):
         for sys_visible in (True, False):
-            options = {"segm_layers": layers, "sys_visible": sys_visible, "tau_seg": 0.999}
+            masked = {"segm_layers": layers} if layers else {"segm": False}
+            options = {**masked, "sys_visible": sys_visible, "tau_seg": 0.999}
             method = ShaRP(retention=0.3, layer=2, posc=False, regd=False, **options)
             with method(tiny.model) as run:
                 greedy(prompt, steps=1)

@@ -121,6 +121,7 @@ class Script:
                 evidence_kept=[float("nan")] * 12,
                 thirds=[[0.5, 0.25, 0.25]] * 12,
                 visual=[list(row.visual_per_layer)] * 12,
+                mlp=[list(row.visual_per_layer)] * 12,
             )
             for row in self.rows
         }
