@@ -526,10 +526,7 @@ function addTrack(host, name, spans, count, color, help) {
     const text = say("span", { name, from: start + 1, to: end });
     block.title = help ? text + ". " + help : text;
     block.setAttribute("aria-label", text);
-    block.addEventListener("click", () => {
-      play(false);
-      goTo(start);
-    });
+    block.addEventListener("click", () => scrub(start));
     track.append(block);
   }
   host.append(label, track);
@@ -584,10 +581,7 @@ function drawStrip() {
     }
     context.fillStyle = "#ff5d5d";
     for (const [start] of tokens.segments) if (start > 0) context.fillRect(start * thumb - 2, 0, 2, tall + 10);
-    canvas.addEventListener("click", (event) => {
-      play(false);
-      goTo(Math.floor(event.offsetX / thumb));
-    });
+    canvas.addEventListener("click", (event) => scrub(Math.floor(event.offsetX / thumb)));
     sheet.append(label, canvas);
   }
   const cursor = make("div", "sd-cursor");
@@ -625,6 +619,18 @@ function play(on) {
   setText(button, on ? "❚❚" : "▶");
   button.setAttribute("aria-pressed", String(on));
   button.setAttribute("aria-label", say(on ? "pause" : "play"));
+}
+
+// A person moves the columns: neither their own playback nor the clip's may move them on.
+function scrub(frame) {
+  play(false);
+  pauseClip();
+  goTo(frame);
+}
+
+function pauseClip() {
+  const clip = document.querySelector("#clip video");
+  if (clip) clip.pause();
 }
 
 function drawLegend() {
@@ -867,11 +873,12 @@ function label() {
 }
 
 label();
-$(".sd-play").addEventListener("click", () => play(!view.timer));
-$(".sd-frame").addEventListener("input", (event) => {
-  play(false);
-  goTo(Number(event.target.value));
-});
+function toggle() {
+  pauseClip();
+  play(!view.timer);
+}
+$(".sd-play").addEventListener("click", toggle);
+$(".sd-frame").addEventListener("input", (event) => scrub(Number(event.target.value)));
 const group = "sd-mode-" + Math.random().toString(36).slice(2);
 for (const radio of element.querySelectorAll(".sd-modes input")) {
   radio.name = group;
@@ -891,14 +898,10 @@ window.addEventListener("keydown", (event) => {
   if (slider && !/^[ 1-9]$/.test(event.key)) return;
   const count = frameCount();
   const moves = { ArrowLeft: view.frame - 1, ArrowRight: view.frame + 1 };
-  if (event.key === " ") play(!view.timer);
-  else if (/^[1-9]$/.test(event.key)) {
-    play(false);
-    goTo(Math.floor((Number(event.key) * count) / 10));
-  } else if (event.key in moves) {
-    play(false);
-    goTo(moves[event.key]);
-  } else return;
+  if (event.key === " ") toggle();
+  else if (/^[1-9]$/.test(event.key)) scrub(Math.floor((Number(event.key) * count) / 10));
+  else if (event.key in moves) scrub(moves[event.key]);
+  else return;
   event.preventDefault();
 });
 // The columns follow the input clip: at every picture while it plays, and when it is moved by hand.
@@ -922,7 +925,7 @@ for (const type of ["play", "timeupdate", "seeked"]) {
     if (type === "play") {
       play(false);
       followWhilePlaying(event.target);
-    } else follow(event.target);
+    } else if (type === "seeked" || !event.target.paused) follow(event.target); // pausing updates the time once more
   }, true);
 }
 window.addEventListener("sharp:picture", () => $(".sd-bar").offsetParent && savePicture());
