@@ -16,7 +16,7 @@ from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.feather import Feather
 from sharp_demo.pruning.method import Method, SingleStage
 from sharp_demo.pruning.registry import list_methods, make_method
-from sharp_demo.pruning.runtime import Prefill, Selection
+from sharp_demo.pruning.runtime import Prefill, Role, Selection
 from sharp_demo.pruning.schedule import budget
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharp.bias import BiasCache
@@ -219,20 +219,32 @@ def test_eager_and_sdpa_keep_the_same_tokens(
     kept, gaps, logits = [], [], []
     for backbone in (tiny, eager):
         prompt = Prompt(backbone)
-        retention = max(0.25, lowest(name, prompt.layout))
+        retention = max(0.3, lowest(name, prompt.layout))
         with attach(make_method(name, retention, {"regd": "false"} if name == "sharp" else {}), prompt) as run:
             _, answer, _ = greedy(prompt)
         kept.append(run.kept.tolist())
         logits.append(answer)
         scores = run.scores.get("debiased", run.scores.get("raw"))
         if scores is not None:
-            ranked = scores.sort(descending=True).values
-            k = len(run.kept)
-            gaps.append(float(ranked[k - 1] - ranked[k]))
-    if name in ("fastv", "sharp"):  # elsewhere the boundary is another than the k-th score
+            chosen = run.kept[run.role != Role.GRID]
+            dropped = torch.ones_like(scores, dtype=torch.bool).index_fill(0, run.kept, False)
+            gaps.append(float(scores[chosen].min() - scores[dropped].max()))
+    if name in ("fastv", "feather", "sharp"):  # elsewhere scores alone do not decide
         assert all(gap > 1e-5 for gap in gaps), gaps
     assert kept[0] == kept[1]
     torch.testing.assert_close(logits[0], logits[1], atol=2e-5, rtol=0)
+
+
+def test_eager_and_sdpa_keep_the_same_tokens_with_regd(tiny: Backbone, cpu_settings: Settings) -> None:
+    """ShaRP as it is by default; what is near a threshold of RegD cannot be told by scores alone."""
+    eager = load(str(tiny.folder), cpu_settings.model_copy(update={"attention": "eager"}))
+    runs = []
+    for backbone in (tiny, eager):
+        prompt = Prompt(backbone)
+        with attach(make_method("sharp", 0.25), prompt) as run:
+            greedy(prompt)
+        runs.append((run.kept.tolist(), run.role.tolist(), run.merged_into.tolist(), run.segments))
+    assert runs[0] == runs[1]
 
 
 def test_fastv_scores_are_the_last_row_of_eager_attention(tiny: Backbone, cpu_settings: Settings) -> None:
