@@ -26,7 +26,7 @@ import transformers
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from sharp_demo import __version__
+from sharp_demo import __version__, strings
 from sharp_demo.backbones.features import VideoFeatures, black_features, encode_video, model_inputs
 from sharp_demo.backbones.layout import VisualLayout, visual_layout
 from sharp_demo.backbones.load import Backbone, default_model, load
@@ -206,7 +206,7 @@ class Engine:
             self._stops[run_id] = stop
         try:
             if not self._lock.acquire(blocking=False):
-                yield Progress("queue", "Waiting for another run to finish")
+                yield Progress("queue", strings.WAIT_OTHER)
                 while not self._lock.acquire(timeout=0.1):
                     if stop.is_set():
                         yield Done((), ())
@@ -306,13 +306,13 @@ class Engine:
         name = request.model or self.default_model
         if self._loaded is None or self._loaded.backbone.name != name:
             self.probe(request.video)  # nobody waits for a model to hear that the file is bad
-            yield Progress("load", f"Loading {name}")
+            yield Progress("load", strings.loading(name))
         loaded = self._load(name)
         yield Started(request, loaded.backbone.info, tuple(label for label, _ in methods))
         if stop.is_set():
             yield Done((), ())
             return
-        yield Progress("decode", "Reading the video")
+        yield Progress("decode", strings.READING)
         clip = self._decode(request, loaded)
         yield Decoded(clip.frames, clip.timestamps, vars(clip.info), clip.ms)
         if stop.is_set():
@@ -347,7 +347,7 @@ class Engine:
             if thin > 1:
                 clip = thinned(self._decode(request, loaded), thin)
                 yield Decoded(clip.frames, clip.timestamps, vars(clip.info), clip.ms)
-            yield Progress("vision", "Encoding the frames")
+            yield Progress("vision", strings.ENCODING)
             cached = loaded.features.get(self._features_key(request, loaded, thin)) is not None
             try:
                 shared = self._share(request, loaded, signals=signals, thin=thin)
@@ -444,7 +444,7 @@ class Engine:
             return
         free_memory()
         if len(shared.clip.frames) > 1 and not stop.is_set():
-            yield Progress("retry", f"{label} ran out of memory; trying it again with half the frames")
+            yield Progress("retry", strings.less_frames(label))
             if (yield from self._attempt(request, loaded, shared, label, method, stop, 2 * shared.thin)):
                 return
             free_memory()

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from sharp_demo import strings
+
 CLIP = "clip.mp4"
-QUESTION = "What happens in the clip?"
 NAME = "compare"
 
 
@@ -19,7 +20,7 @@ def api_markdown(api: Mapping[str, Any], base: str) -> str:
     parameters = api["named_endpoints"][f"/{NAME}"]["parameters"]
     return (
         f"```python\n{python_example(parameters, base)}```\n\n"
-        f"The same without Python:\n\n```sh\n{curl_example(parameters, base)}```"
+        f"{strings.API_SHELL}\n\n```sh\n{curl_example(parameters, base)}```"
     )
 
 
@@ -52,7 +53,7 @@ def curl_example(parameters: list[dict[str, Any]], base: str) -> str:
 
 
 def _value(parameter: Mapping[str, Any]) -> Any:
-    return parameter["parameter_default"] if parameter["parameter_has_default"] else QUESTION
+    return parameter["parameter_default"] if parameter["parameter_has_default"] else strings.QUESTION_PLACEHOLDER
 
 
 def _python(parameter: Mapping[str, Any]) -> str:

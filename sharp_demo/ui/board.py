@@ -12,6 +12,7 @@ from uuid import uuid4
 import numpy as np
 from gradio.data_classes import FileData
 
+from sharp_demo import strings
 from sharp_demo.pruning.registry import method_class
 from sharp_demo.records import (
     Decoded,
@@ -29,7 +30,6 @@ from sharp_demo.records import (
     Started,
     Text,
 )
-from sharp_demo.ui import strings
 from sharp_demo.views.colors import method_color
 from sharp_demo.views.evidence import Evidence
 from sharp_demo.views.overlay import (

@@ -17,13 +17,13 @@ import plotly.graph_objects as go
 from gradio.exceptions import Error
 from gradio.processing_utils import save_bytes_to_cache
 
+from sharp_demo import strings
 from sharp_demo.engine import Engine, file_digest
 from sharp_demo.errors import InputError, InternalError, SharpError, VideoError
 from sharp_demo.logs import RunLine, tagged
 from sharp_demo.pruning.registry import method_class
 from sharp_demo.records import AttentionMaps, Done, Event, MethodFailed, MethodSpec, Request, Result, Text
 from sharp_demo.settings import Settings
-from sharp_demo.ui import strings
 from sharp_demo.ui.board import Board
 from sharp_demo.ui.controls import method_specs
 from sharp_demo.ui.inputs import check_request, evidence_for, load_examples
@@ -230,7 +230,7 @@ class Callbacks:
             return strings.limits(self.settings)
         self.visits.of(caller.session_hash).files.add(Path(path))
         try:
-            return describe_clip(self.engine.probe(path))
+            return strings.clip_line(self.engine.probe(path))
         except InputError as error:
             gr.Warning(str(error))
             return str(error)
@@ -393,13 +393,6 @@ def penalty_of(results: Sequence[Result]) -> float | None:
 
 
 CHARTS = ("speed", "latency", "kept", "attention", "depth", "accuracy")
-
-
-def describe_clip(info: Any) -> str:
-    """Return size, length and codec of a probed clip in one line."""
-    return (
-        f"{info.width} × {info.height}, {info.duration_s:.1f} s, {info.fps:.3g} fps, {info.codec} in {info.container}"
-    )
 
 
 def _finished(request: Request, board: Board) -> Finished | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from sharp_demo import strings
 from sharp_demo.pruning.registry import method_class
 from sharp_demo.records import MethodSpec
 
@@ -21,7 +22,6 @@ KNOBS: tuple[tuple[str, str], ...] = (
     ("sharp", "score_space"),
     ("fastv", "layer"),
 )
-NAMES = {"penalty": "λ", "layer": "K", "segm": "SegM", "posc": "PosC", "regd": "RegD"}
 
 
 def knob_field(method: str, name: str) -> Field[Any]:
@@ -48,7 +48,7 @@ def method_specs(methods: Sequence[str], values: Sequence[Any]) -> tuple[MethodS
 
 def _control(method: str, name: str) -> gr.components.Component:
     knob = knob_field(method, name)
-    label = f"{method_class(method).title}: {NAMES.get(name, name.replace('_', ' '))}"
+    label = f"{method_class(method).title}: {strings.KNOB_NAMES.get(name, name.replace('_', ' '))}"
     text = knob.metadata["help"]
     if isinstance(knob.default, bool):
         return gr.Checkbox(knob.default, label=label, info=text)

@@ -12,11 +12,11 @@ from typing import Any
 import gradio as gr
 from gradio.exceptions import Error
 
+from sharp_demo import strings
 from sharp_demo.errors import InputError, MethodError, ModelError, QuestionError, VideoError
 from sharp_demo.pruning.registry import list_methods
 from sharp_demo.records import MethodSpec, Request
 from sharp_demo.settings import Settings
-from sharp_demo.ui import strings
 from sharp_demo.views.evidence import Evidence
 
 RETENTION_RANGE = (0.01, 1.0)
@@ -126,20 +126,20 @@ def check_request(
         raise MethodError(strings.NO_METHOD)
     for spec in methods:
         if spec.name not in list_methods():
-            raise MethodError(strings.unknown("method", spec.name, list_methods()))
+            raise MethodError(strings.unknown(strings.KINDS["method"], spec.name, list_methods()))
     for position, spec in enumerate(methods):
         if any((spec.name, spec.options) == (other.name, other.options) for other in methods[:position]):
             raise MethodError(strings.twice(spec.name))
-    _check_range("retention", retention, *RETENTION_RANGE)
+    _check_range(strings.INPUTS["retention"], retention, *RETENTION_RANGE)
     if match not in ("tokens", "flops"):
-        raise InputError(strings.unknown("budget", match, ("tokens", "flops")))
+        raise InputError(strings.unknown(strings.KINDS["budget"], match, ("tokens", "flops")))
     if frames:
-        _check_range("frames", frames, 1, settings.max_frames)
+        _check_range(strings.INPUTS["frames"], frames, 1, settings.max_frames)
     if model is not None and model not in models:
-        raise ModelError(strings.unknown("model", model, models))
+        raise ModelError(strings.unknown(strings.KINDS["model"], model, models))
     extra: dict[str, Any] = {}
     if max_new_tokens is not None:
-        _check_range("answer length", max_new_tokens, 1, settings.max_new_tokens)
+        _check_range(strings.INPUTS["answer"], max_new_tokens, 1, settings.max_new_tokens)
         extra["max_new_tokens"] = int(max_new_tokens)
     return Request(
         video=path,

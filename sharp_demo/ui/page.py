@@ -11,17 +11,18 @@ from gradio.data_classes import FileData
 from gradio.route_utils import get_root_url
 from gradio.utils import get_upload_folder
 
+from sharp_demo import strings
 from sharp_demo.engine import Engine
-from sharp_demo.pruning.registry import list_methods, method_class
+from sharp_demo.pruning.registry import list_methods
 from sharp_demo.settings import Settings
-from sharp_demo.ui import modes, strings
+from sharp_demo.ui import modes
 from sharp_demo.ui.api_examples import api_markdown
 from sharp_demo.ui.board import Board
 from sharp_demo.ui.callbacks import CHARTS, Callbacks
 from sharp_demo.ui.controls import advanced_controls
 from sharp_demo.ui.health import Health, leaving_when_lost
 from sharp_demo.ui.inputs import Example, clip_input, frame_choices, load_examples
-from sharp_demo.ui.menu import group_css, method_choices
+from sharp_demo.ui.menu import group_css, grouped, method_choices
 from sharp_demo.ui.modes import kiosk
 from sharp_demo.ui.modes.kiosk import build_kiosk
 from sharp_demo.ui.modes.parts import HIDDEN, MODEL, PHASE
@@ -64,7 +65,7 @@ def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
                     outputs = _results()
                 modes.show_run_row(compare, True)
                 modes.build_modes(callbacks, inputs)
-        gr.Markdown(strings.about([method_class(name) for name in list_methods()]))
+        gr.Markdown(strings.about(grouped()))
         with gr.Accordion(strings.API, open=False, elem_id="api"):
             api_text = gr.Markdown()
         _wire(callbacks, examples, row, video, clip_line, inputs, (run, stop, leave), board, outputs)

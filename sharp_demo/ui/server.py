@@ -18,8 +18,8 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sharp_demo import strings
 from sharp_demo.settings import Settings
-from sharp_demo.ui import strings
 from sharp_demo.ui.uploads import UploadFolder
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sharp_demo import strings
 from sharp_demo.records import Layout, MethodSpec, ModelInfo, Request, Result
-from sharp_demo.ui import strings
 from sharp_demo.ui.board import Board, Column, token_view
 from sharp_demo.ui.inputs import Example
 from sharp_demo.views.overlay import Sprite

@@ -472,7 +472,7 @@ function describe(parts) {
   lines[0] += ": " + fate;
   if (facts.rank) lines.push(say("rank", { rank: facts.rank, count: facts.ranked, by: STRINGS.kinds[facts.by] }));
   const known = KINDS.filter((kind) => kind in scores && !Number.isNaN(scores[kind]));
-  if (known.length) lines.push(known.map((kind) => kind + "\u00a0" + scores[kind].toPrecision(3)).join(" · "));
+  if (known.length) lines.push(known.map((kind) => STRINGS.scores[kind] + "\u00a0" + scores[kind].toPrecision(3)).join(" · "));
   setText(parts.probe, lines.join("\n"));
 }
 

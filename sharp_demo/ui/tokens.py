@@ -8,31 +8,23 @@ Gradio writes a .pyi file beside the source of every component class.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from sharp_demo.ui import strings
+from sharp_demo import strings
 
 HERE = Path(__file__).parent
 
-# Words of the columns beside `strings.THEATRE`: roles that methods outside ShaRP's family give, and a lost picture.
-THEATRE: dict[str, Any] = {**strings.THEATRE}
-WORDS = {
-    **THEATRE,
-    "roles": {
-        **THEATRE["roles"],
-        "dominant": "most attended in the vision tower",
-        "contextual": "mean of similar ones",
-        "static": "stands for its segment's frames",
-    },
-    "no_picture": "The pictures of the frames are no longer on the server: run the comparison again to see them.",
-}
 
-
-def static_html(value: Any, *, markup: str, script: str, css: str = "", **kwargs: Any) -> gr.HTML:
-    """Return a `gr.HTML` whose markup never depends on its value."""
+def static_html(
+    value: Any, *, markup: str, script: str, css: str = "", words: Mapping[str, Any] | None = None, **kwargs: Any
+) -> gr.HTML:
+    """Return a `gr.HTML` whose markup never depends on its value; the script finds `words` in STRINGS."""
+    if words is not None:
+        script = f"const STRINGS = {json.dumps(words)};\n{script}"
     return gr.HTML(value, html_template=markup, js_on_load=script, css_template=css, apply_default_css=False, **kwargs)
 
 
@@ -41,7 +33,8 @@ def token_columns(value: Any = None, **kwargs: Any) -> gr.HTML:
     return static_html(
         value,
         markup=(HERE / "tokens.html").read_text("utf-8"),
-        script=f"const STRINGS = {json.dumps(WORDS)};\n" + (HERE / "tokens.js").read_text("utf-8"),
+        script=(HERE / "tokens.js").read_text("utf-8"),
+        words=strings.THEATRE,
         css=(HERE / "tokens.css").read_text("utf-8"),
         **kwargs,
     )
@@ -62,6 +55,7 @@ def plain_text(value: str = "", **kwargs: Any) -> gr.HTML:
 
 EXAMPLE_SCRIPT = """
 const row = element.querySelector("div");
+row.setAttribute("aria-label", STRINGS.label);
 function draw() {
   row.replaceChildren();
   (props.value || []).forEach((example, index) => {
@@ -117,5 +111,6 @@ def example_row(value: Any = None, **kwargs: Any) -> gr.HTML:
 
     value : [{"video": FileData, "question", "note"}].
     """
-    markup = '<div role="group" aria-label="Examples"></div>'
-    return static_html(value, markup=markup, script=EXAMPLE_SCRIPT, css=EXAMPLE_CSS, **kwargs)
+    markup = '<div role="group"></div>'
+    words = {"label": strings.EXAMPLES}
+    return static_html(value, markup=markup, script=EXAMPLE_SCRIPT, css=EXAMPLE_CSS, words=words, **kwargs)

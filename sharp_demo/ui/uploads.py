@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sharp_demo.ui import strings
+from sharp_demo import strings
 
 log = logging.getLogger(__name__)
 

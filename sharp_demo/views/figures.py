@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
+from sharp_demo import strings
 from sharp_demo.records import AttentionMaps, Layout, Result, Stage
 from sharp_demo.views.benchmark import Measured
 from sharp_demo.views.colors import SCORE_COLORS, SHARED_COLORS, STAGE_RAMP, method_color
@@ -19,13 +20,6 @@ TEXT = "#888"
 GRID = "rgba(128,128,128,.28)"
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 FIGURES = ("decode_video", "vision", "vision_scores", "bias_setup", "prefill", "decode")
-STAGE_LABELS = {
-    "decode_video": "decode video",
-    "vision": "vision encoder",
-    "vision_scores": "vision-tower scores",
-    "bias_setup": "bias set-up (first use)",
-}
-SCORE_LABELS = {"raw": "raw attention", "bias": "position bias (black video)", "debiased": "debiased"}
 
 
 def styled(title: str, x: str, y: str, height: int = 320) -> go.Figure:
@@ -80,7 +74,7 @@ def _mark_evidence(figure: go.Figure, evidence: Sequence[Evidence], layout: Layo
     figure.add_scatter(
         x=[None],
         y=[None],
-        name="evidence",
+        name=strings.EVIDENCE,
         mode="markers",
         marker={"symbol": "square", "size": 12, "color": "rgba(255,196,0,.5)"},
     )
@@ -92,7 +86,7 @@ def _score_lines(layout: Layout, scores: Mapping[str, Sequence[float]], visible:
         go.Scatter(
             x=list(layout.timestamps),
             y=list(values),
-            name=SCORE_LABELS.get(kind, kind),
+            name=strings.SCORES.get(kind, kind),
             mode="lines+markers",
             visible=visible,
             line={"color": SCORE_COLORS.get(kind, TEXT), "dash": "dot" if kind == "bias" else "solid", "width": 2},
@@ -104,7 +98,7 @@ def _score_lines(layout: Layout, scores: Mapping[str, Sequence[float]], visible:
 
 def attention_per_frame(result: Result, evidence: Sequence[Evidence] = ()) -> go.Figure:
     """Plot a method's scores summed per frame (raw, bias, debiased where it has them), cuts dotted, evidence shaded."""
-    figure = styled(f"{result.label}: attention per frame", "time, s", "sum over the frame's tokens")
+    figure = styled(strings.CHART_ATTENTION.format(label=result.label), strings.TIME, strings.CHART_ATTENTION_Y)
     figure.add_traces(
         _score_lines(
             result.layout,
@@ -118,7 +112,7 @@ def attention_per_frame(result: Result, evidence: Sequence[Evidence] = ()) -> go
 
 def attention_by_layer(maps: AttentionMaps, evidence: Sequence[Evidence] = ()) -> go.Figure:
     """Plot raw, bias and debiased attention per frame with a slider over the decoder layers, opened at layer 1."""
-    figure = styled(f"Attention per frame and layer (λ = {maps.penalty:g})", "time, s", "share of attention", 400)
+    figure = styled(strings.CHART_LAYERS.format(penalty=maps.penalty), strings.TIME, strings.CHART_LAYERS_Y, 400)
     layers = len(maps.raw)
     chosen = min(1, layers - 1)
     for layer in range(layers):
@@ -137,7 +131,14 @@ def attention_by_layer(maps: AttentionMaps, evidence: Sequence[Evidence] = ()) -
         for layer in range(layers)
     ]
     figure.update_layout(
-        sliders=[{"active": chosen, "steps": steps, "currentvalue": {"prefix": "decoder layer "}, "pad": {"t": 40}}],
+        sliders=[
+            {
+                "active": chosen,
+                "steps": steps,
+                "currentvalue": {"prefix": strings.CHART_LAYERS_SLIDER},
+                "pad": {"t": 40},
+            }
+        ],
         # The slider takes the place below; on a phone the legend's lines stand one below the other.
         legend={"y": 1.0, "yanchor": "bottom"},
         margin={"t": 124},
@@ -150,9 +151,7 @@ def attention_map(maps: AttentionMaps, evidence: Sequence[Evidence] = ()) -> go.
 
     Every layer is divided by its own attention to the whole video, so that layers that look at the text still show.
     """
-    figure = styled(
-        f"Layer by frame, before and after debiasing (λ = {maps.penalty:g})", "time, s", "decoder layer", 360
-    )
+    figure = styled(strings.CHART_MAP.format(penalty=maps.penalty), strings.TIME, strings.LAYER, 360)
     totals = [sum(row) or 1.0 for row in maps.raw]
     shares = {
         "raw": [[value / total for value in row] for row, total in zip(maps.raw, totals, strict=True)],
@@ -163,13 +162,13 @@ def attention_map(maps: AttentionMaps, evidence: Sequence[Evidence] = ()) -> go.
             x=list(maps.layout.timestamps),
             y=[str(layer) for layer in range(len(rows))],
             z=rows,
-            name=SCORE_LABELS[kind],
+            name=strings.SCORES[kind],
             coloraxis="coloraxis",
             xaxis=f"x{number if number > 1 else ''}",
             yaxis="y",
-            hovertemplate="%{x:.2f} s, layer %{y}: %{z:.1%}<extra>" + SCORE_LABELS[kind] + "</extra>",
+            hovertemplate=f"{strings.CHART_MAP_HOVER}<extra>{strings.SCORES[kind]}</extra>",
         )
-    axis = {"title": {"text": "time, s"}, "automargin": True, "showgrid": False}
+    axis = {"title": {"text": strings.TIME}, "automargin": True, "showgrid": False}
     figure.update_layout(
         xaxis={**axis, "domain": [0, 0.48]},
         xaxis2={**axis, "domain": [0.52, 1], "anchor": "y"},
@@ -178,7 +177,7 @@ def attention_map(maps: AttentionMaps, evidence: Sequence[Evidence] = ()) -> go.
     )
     for number, kind in enumerate(shares):
         figure.add_annotation(
-            text=SCORE_LABELS[kind],
+            text=strings.SCORES[kind],
             x=0.24 + 0.52 * number,
             y=1.02,
             xref="paper",
@@ -230,10 +229,10 @@ def stage_breakdown(result: Result) -> list[Part]:
         rest = latency.get(figure, 0.0) - sum(part.ms for part in inner)
         parts += inner
         if rest > 1e-9:
-            name = STAGE_LABELS.get(figure, f"{figure}, other" if inner else figure)
+            name = strings.STAGES.get(figure, strings.REST.format(name=figure) if inner else figure)
             parts.append(Part(name, rest, shared, figure))
     other = latency["total"] - sum(part.ms for part in parts)
-    return [*parts, Part("other", other, False, "other")] if other > 1e-6 else parts
+    return [*parts, Part(strings.OTHER, other, False, "other")] if other > 1e-6 else parts
 
 
 def _as_stage(stage: Stage | Mapping[str, Any]) -> Stage:
@@ -242,7 +241,7 @@ def _as_stage(stage: Stage | Mapping[str, Any]) -> Stage:
 
 def latency_bars(results: Sequence[Result]) -> go.Figure:
     """Stack every method's stages up to its total as if it had run alone; stages done once for all are grey."""
-    figure = styled("Time by stage, total as if run alone", "ms", "")
+    figure = styled(strings.CHART_LATENCY, strings.CHART_LATENCY_X, "")
     labels = [result.label for result in results]
     table: dict[tuple[str, str], float] = {}
     seen: dict[str, Part] = {}
@@ -256,7 +255,7 @@ def latency_bars(results: Sequence[Result]) -> go.Figure:
         figure.add_bar(
             y=labels,
             x=[table.get((label, part.name), 0.0) for label in labels],
-            name=f"{part.name} (shared)" if part.shared else part.name,
+            name=strings.SHARED.format(name=part.name) if part.shared else part.name,
             orientation="h",
             marker={
                 "color": SHARED_COLORS[part.figure == "vision"]
@@ -264,7 +263,7 @@ def latency_bars(results: Sequence[Result]) -> go.Figure:
                 else _ramp(own.index(part.name), len(own)),
                 "line": {"width": 0.5, "color": "rgba(128,128,128,.6)"},
             },
-            hovertemplate="%{y}: %{x:.1f} ms",
+            hovertemplate=strings.CHART_LATENCY_HOVER,
         )
     figure.update_layout(
         barmode="stack",
@@ -285,21 +284,21 @@ def _ramp(index: int, count: int) -> str:
 
 def speedup_bars(results: Sequence[Result]) -> go.Figure:
     """Put the measured prefill speed-up beside what exact and paper FLOPs promise; needs a vanilla result."""
-    figure = styled("Speed-up and FLOPs ratio (vanilla = 1)", "", "times", _tall(results))
+    figure = styled(strings.CHART_SPEED, "", strings.CHART_SPEED_Y, _tall(results))
     baseline = baseline_of(results)
     if baseline is None:
-        return _with_note(figure, "Run vanilla too: the ratios are measured against it.")
+        return _with_note(figure, strings.CHART_NO_VANILLA)
     pruned = [result for result in results if result.method != "vanilla" and comparable(result, baseline)]
     if not pruned:
-        return _with_note(figure, "Choose a pruning method to compare with vanilla.")
+        return _with_note(figure, strings.CHART_NO_PRUNING)
     labels = [result.label for result in pruned]
     colors = [method_color(result.method) for result in pruned]
     bars = (
-        ("prefill speed-up, measured", [prefill_speedup(r, baseline) for r in pruned], ""),
-        ("FLOPs ratio, exact", [flops_ratio(r, baseline) for r in pruned], "/"),
-        ("FLOPs ratio, paper formula", [flops_ratio(r, baseline, "paper") for r in pruned], "x"),
+        ([prefill_speedup(r, baseline) for r in pruned], ""),
+        ([flops_ratio(r, baseline) for r in pruned], "/"),
+        ([flops_ratio(r, baseline, "paper") for r in pruned], "x"),
     )
-    for name, values, pattern in bars:
+    for name, (values, pattern) in zip(strings.CHART_SPEED_BARS, bars, strict=True):
         figure.add_bar(
             x=labels,
             y=values,
@@ -328,7 +327,7 @@ def speedup_bars(results: Sequence[Result]) -> go.Figure:
 
 def kept_over_time(results: Sequence[Result], evidence: Sequence[Evidence] = ()) -> go.Figure:
     """Plot the share of tokens each method kept in every frame."""
-    figure = styled("Tokens kept per frame", "time, s", "share kept")
+    figure = styled(strings.CHART_KEPT, strings.TIME, strings.CHART_KEPT_Y)
     for index, result in enumerate(results):
         figure.add_scatter(
             x=list(result.layout.timestamps),
@@ -350,7 +349,7 @@ def kept_over_time(results: Sequence[Result], evidence: Sequence[Evidence] = ())
 
 def kept_by_layer(results: Sequence[Result]) -> go.Figure:
     """Plot the share of the visual tokens that entered each decoder layer; layer 0 shows what came in before it."""
-    figure = styled("Visual tokens that enter each layer", "decoder layer", "share of visual tokens")
+    figure = styled(strings.CHART_DEPTH, strings.LAYER, strings.CHART_DEPTH_Y)
     for index, result in enumerate(results):
         figure.add_scatter(
             x=list(range(len(result.visual_per_layer))),
@@ -367,11 +366,11 @@ def kept_by_layer(results: Sequence[Result]) -> go.Figure:
 
 def accuracy_by_retention(stored: Sequence[Measured], results: Sequence[Result]) -> go.Figure:
     """Plot the stored accuracy of the run's methods against the share kept, and mark the share this run kept."""
-    figure = styled("Stored accuracy against the share of tokens kept", "share of visual tokens kept", "accuracy")
+    figure = styled(strings.CHART_ACCURACY, strings.CHART_ACCURACY_X, strings.CHART_ACCURACY_Y)
     rows = [row for row in stored if results and row.model == results[0].model and row.match == "tokens"]
     whole = next((row for row in rows if row.method == "vanilla"), None)
     if whole is None:
-        return _with_note(figure, "No stored benchmark for this model.")
+        return _with_note(figure, strings.CHART_NO_ACCURACY)
     for number, result in enumerate(results):
         curve = sorted((row for row in rows if row.method == result.method and row.retention < 1), key=_share)
         if not curve:
@@ -397,7 +396,7 @@ def accuracy_by_retention(stored: Sequence[Measured], results: Sequence[Result])
         figure.add_scatter(
             x=[share],
             y=[float(np.interp(share, [row.kept_share for row in curve], accuracy))],
-            name=f"{result.label}: kept in this run",
+            name=strings.CHART_ACCURACY_RUN.format(label=result.label),
             mode="markers",
             showlegend=False,
             marker={"size": 17, "symbol": "circle-open", "color": method_color(result.method), "line": {"width": 3}},

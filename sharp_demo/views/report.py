@@ -13,6 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from sharp_demo import strings
 from sharp_demo.records import AttentionMaps, Result
 from sharp_demo.views import figures
 from sharp_demo.views.colors import method_color
@@ -71,21 +72,29 @@ def render_report(
             "color": method_color(result.method),
             "figures": figures_of(result, baseline),
             "strip": base64.b64encode(filmstrip(frames, result, whole=fullest_layout(results))).decode("ascii"),
-            "kept": kept_per_frame(result),
+            "kept_line": strings.REPORT_PAGE["kept_line"].format(
+                label=result.label,
+                kept=", ".join(map(str, kept_per_frame(result))),
+                total=result.layout.rows * result.layout.cols,
+            ),
             **_beside(result, baseline),
             "config": json.dumps(result.config, indent=2, default=str),
         }
         for result in results
     ]
     data = json.loads(json.dumps(comparison_dict(request, results, failed, stored=stored), default=str))
+    video = Path(str(request.get("video", ""))).name
     return _TEMPLATES.get_template("report.html").render(
-        request={**request, "video": Path(str(request.get("video", ""))).name},
+        words=strings.REPORT_PAGE,
+        sure=strings.sure,
+        subtitle=strings.report_subtitle(video, request, results[0] if results else None, stored=stored),
+        request=request,
         columns=columns,
         failed=failed,
         stored=stored,
         charts=[_chart(figure) for figure in report_figures(results, attention, evidence)],
         plotly_js=get_plotlyjs(),
-        data={**data, "request": {**data["request"], "video": Path(str(request.get("video", ""))).name}},
+        data={**data, "request": {**data["request"], "video": video}},
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
+from sharp_demo import strings
 from sharp_demo.records import Result
 
 
@@ -48,7 +49,7 @@ def flops_ratio(result: Result, baseline: Result, convention: str = "exact") -> 
 def format_ms(ms: float | None) -> str:
     """Return milliseconds with three significant figures, in seconds from 10 s on."""
     if ms is None:
-        return "n/a"
+        return strings.NOT_MEASURED
     if ms >= 10_000:
         return f"{ms / 1000:.1f} s"
     return f"{ms:.0f} ms" if ms >= 100 else f"{ms:.1f} ms"
@@ -65,7 +66,7 @@ def format_flops(tflops: float) -> str:
 def format_bytes(count: int | float | None) -> str:
     """Return bytes in MB (10^6) or GB."""
     if count is None:
-        return "n/a"
+        return strings.NOT_MEASURED
     if count >= 1e9:
         return f"{count / 1e9:.2f} GB"
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
@@ -78,73 +79,22 @@ def format_ratio(ratio: float) -> str:
 def figures_of(result: Result, baseline: Result | None) -> list[Figure]:
     """Return the key figures of one column, headline figures (kept, speed-up, FLOPs ratio) first."""
     tokens, latency = result.tokens, result.latency_ms
-    figures = [
-        Figure(
-            "kept",
-            "Tokens kept",
-            f"{tokens['kept']:.0f} / {tokens['visual']:.0f} ({tokens['retention']:.1%})",
-            "Visual tokens left after the last prune, of all visual tokens: as achieved, not as asked.",
-        )
-    ]
+    values = {"kept": f"{tokens['kept']:.0f} / {tokens['visual']:.0f} ({tokens['retention']:.1%})"}
     if baseline is not None and result.method != "vanilla" and comparable(result, baseline):
-        figures += [
-            Figure(
-                "speedup",
-                "Prefill speed-up",
-                format_ratio(prefill_speedup(result, baseline)),
-                "Vanilla's measured prefill time over this method's, same run, same device. Below 1 it is slower.",
-            ),
-            Figure(
-                "flops_ratio",
-                "FLOPs ratio",
-                format_ratio(flops_ratio(result, baseline)),
-                "Vanilla's exact prefill FLOPs over this method's: what the arithmetic alone allows.",
-            ),
-        ]
-    return [
-        *figures,
-        Figure(
-            "prefill", "Prefill", format_ms(latency["prefill"]), "Language model over the prompt, pruning included."
-        ),
-        Figure(
-            "first_token",
-            "First token",
-            format_ms(latency["first_token"]),
-            "Time to the first answer token, video decoding and vision encoder included.",
-        ),
-        Figure(
-            "vision",
-            "of it vision encoder",
-            f"{latency['vision'] / latency['first_token']:.0%}",
-            "The vision encoder's share of the time to the first token; the more is pruned, the larger it is.",
-        ),
-        Figure("decode", "Per token", format_ms(latency.get("decode_per_token")), "Mean time of each further token."),
-        Figure(
-            "total",
-            "Total",
-            format_ms(latency["total"]),
-            "As if this method had run alone: video decoding and vision encoding, done once for all, are included.",
-        ),
-        Figure(
-            "tflops",
-            "FLOPs, paper / exact",
-            f"{format_flops(result.tflops['paper'])} / {format_flops(result.tflops['exact'])}",
-            "By the pruning papers' formula / counted exactly (grouped KV heads, gated MLP, causal attention).",
-        ),
-        Figure("kv", "KV cache", format_bytes(result.memory["kv_bytes"]), "Keys and values left after the prefill."),
-        Figure(
-            "peak",
-            "Peak memory",
-            format_bytes(result.memory["peak_bytes"]),
-            "Accelerator memory at its highest during this method; not measured on a CPU.",
-        ),
-        Figure(
-            "layer_mean",
-            "Mean over layers",
-            f"{tokens['layer_mean']:.1%}",
-            "Share of the visual tokens that entered a decoder layer, averaged over the layers.",
-        ),
-    ]
+        values["speedup"] = format_ratio(prefill_speedup(result, baseline))
+        values["flops_ratio"] = format_ratio(flops_ratio(result, baseline))
+    values |= {
+        "prefill": format_ms(latency["prefill"]),
+        "first_token": format_ms(latency["first_token"]),
+        "vision": f"{latency['vision'] / latency['first_token']:.0%}",
+        "decode": format_ms(latency.get("decode_per_token")),
+        "total": format_ms(latency["total"]),
+        "tflops": f"{format_flops(result.tflops['paper'])} / {format_flops(result.tflops['exact'])}",
+        "kv": format_bytes(result.memory["kv_bytes"]),
+        "peak": format_bytes(result.memory["peak_bytes"]),
+        "layer_mean": f"{tokens['layer_mean']:.1%}",
+    }
+    return [Figure(key, strings.FIGURES[key][0], value, strings.FIGURES[key][1]) for key, value in values.items()]
 
 
 def words(text: str) -> list[str]:

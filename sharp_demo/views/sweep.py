@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from sharp_demo import strings
 from sharp_demo.records import Result
 from sharp_demo.views.colors import method_color
 from sharp_demo.views.figures import styled
@@ -68,7 +69,7 @@ def probability_by_retention(series: Sequence[tuple[str, str, Sequence[Point]]])
 
     series : (label, method, points) each. A filled marker says vanilla's answer, an open cross another one.
     """
-    figure = styled("How sure the model is of its answer", "visual tokens kept, %", "probability of the first token")
+    figure = styled(strings.CHART_SWEEP, strings.CHART_SWEEP_X, strings.CHART_SWEEP_Y)
     for index, (label, method, points) in enumerate(series):
         ordered = sorted(points, key=lambda point: -point.retention)
         color = method_color(method)
@@ -85,13 +86,13 @@ def probability_by_retention(series: Sequence[tuple[str, str, Sequence[Point]]])
                 "color": color,
                 "line": {"width": 2, "color": color},
             },
-            text=[("same answer" if point.same else "another answer") for point in ordered],
-            hovertemplate="%{x:.3g} %: %{y:.3f}, %{text}",
+            text=[strings.SAME_ANSWER if point.same else strings.ANOTHER_ANSWER for point in ordered],
+            hovertemplate=strings.CHART_SWEEP_HOVER,
         )
     figure.add_scatter(
         x=[None],
         y=[None],
-        name="another answer",
+        name=strings.ANOTHER_ANSWER,
         mode="markers",
         marker={"symbol": "x-open", "size": 12, "color": "#888"},
     )

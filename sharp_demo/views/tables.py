@@ -13,6 +13,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from sharp_demo import strings
 from sharp_demo.cost import SHAPES
 from sharp_demo.views.benchmark import Measured
 from sharp_demo.views.colors import method_color
@@ -103,7 +104,7 @@ def ablation_rows(ablation: Sequence[Mapping[str, Any]], model: str) -> tuple[li
 
 def stored_accuracy(stored: Sequence[Measured], model: str, match: str) -> go.Figure:
     """Plot the stored accuracy of every line against the share of tokens kept, with 95 % intervals."""
-    figure = styled(f"Accuracy on held-out clips, {model}", "share of visual tokens asked for", "accuracy", 420)
+    figure = styled(strings.CHART_STORED.format(model=model), strings.CHART_STORED_X, strings.CHART_ACCURACY_Y, 420)
     rows = [row for row in stored if row.model == model and row.match == match and drawn(row)]
     labels = list(dict.fromkeys(row.label for row in rows))
     for number, label in enumerate(labels):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sharp_demo import strings
 from sharp_demo.errors import InputError, MethodError, VideoError
 from sharp_demo.pruning.registry import list_methods
 from sharp_demo.records import (
@@ -22,7 +23,6 @@ from sharp_demo.records import (
     Text,
 )
 from sharp_demo.settings import Settings
-from sharp_demo.ui import strings
 from sharp_demo.ui.board import Board, token_view
 from sharp_demo.ui.controls import KNOBS, knob_field, method_specs
 from sharp_demo.ui.inputs import check_request, evidence_for, load_examples

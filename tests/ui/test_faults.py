@@ -16,11 +16,11 @@ import pytest
 from gradio.exceptions import Error
 
 from sharp_demo import engine as engine_module
+from sharp_demo import strings
 from sharp_demo.engine import DEVICE_LOST, Engine
 from sharp_demo.records import MethodSpec, Request
 from sharp_demo.settings import Settings
 from sharp_demo.ui import callbacks as callbacks_module
-from sharp_demo.ui import strings
 from sharp_demo.ui.callbacks import Callbacks
 from sharp_demo.ui.health import EXIT_DEVICE_LOST
 from tests.ui.conftest import serving

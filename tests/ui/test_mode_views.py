@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from sharp_demo import strings
 from sharp_demo.records import Done, MethodDone, MethodFailed, MethodSpec, Request
-from sharp_demo.ui import strings
 from sharp_demo.ui.modes.ablate import AblateView, ablation_request
 from sharp_demo.ui.modes.sweep import SweepView, sweep_request
 from tests.views.handmade import make_result

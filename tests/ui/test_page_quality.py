@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from sharp_demo import strings
 from sharp_demo.pruning.runtime import Role
 from sharp_demo.records import Decoded, MethodDone, MethodSpec
 from sharp_demo.ui.board import Board
 from sharp_demo.ui.modes.parts import component
-from sharp_demo.ui.tokens import WORDS, token_columns
+from sharp_demo.ui.tokens import token_columns
 from tests.ui.test_browser import PAYLOADS, Watched, ask, browser, run, upload, watched
 from tests.views.handmade import make_result
 
@@ -169,7 +170,7 @@ def hand_made(role: str, sprite: str | None = None) -> dict:
 @pytest.mark.parametrize("role", ["dominant", "contextual", "static"])
 def test_roles_of_other_methods_have_words(role):
     assert role in {one.label for one in Role}
-    assert WORDS["roles"][role] != role
+    assert strings.THEATRE["roles"][role] != role
 
 
 def test_strip_pauses_and_a_table_keeps_its_arrow_keys(watched):

@@ -20,9 +20,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from sharp_demo import settings as settings_module
+from sharp_demo import strings
 from sharp_demo.engine import Condition
 from sharp_demo.settings import Settings
-from sharp_demo.ui import strings
 from sharp_demo.ui.health import Health
 from sharp_demo.ui.server import (
     MAX_BODY,

@@ -11,7 +11,7 @@ import pytest
 from gradio.exceptions import Error
 from test_faults import CALLER, callbacks  # noqa: F401
 
-from sharp_demo.ui import strings
+from sharp_demo import strings
 from sharp_demo.ui.callbacks import Callbacks, Finished
 from sharp_demo.ui.modes.kiosk import wipe_files
 from sharp_demo.ui.modes.parts import Collected, stream

@@ -1,6 +1,7 @@
 import pytest
 from handmade import make_result
 
+from sharp_demo import strings
 from sharp_demo.records import AttentionMaps, Layout
 from sharp_demo.settings import Settings
 from sharp_demo.views import figures, summary
@@ -71,7 +72,7 @@ def test_a_slower_method_shows_below_one():
 def test_attention_sums_scores_and_marks_cuts():
     result = make_result()
     figure = figures.attention_per_frame(result)
-    assert [trace.name for trace in figure.data] == list(figures.SCORE_LABELS.values())
+    assert [trace.name for trace in figure.data] == list(strings.SCORES.values())
     assert sum(figure.data[0].y) == pytest.approx(sum(result.scores["raw"]))
     assert [shape.x0 for shape in figure.layout.shapes] == [0.5]
 

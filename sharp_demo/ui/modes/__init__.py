@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from sharp_demo.ui import strings
+from sharp_demo import strings
 from sharp_demo.ui.callbacks import Callbacks
 from sharp_demo.ui.modes.ablate import build_ablate
 from sharp_demo.ui.modes.benchmarks import build_benchmarks

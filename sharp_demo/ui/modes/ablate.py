@@ -9,8 +9,8 @@ from typing import Any
 
 import gradio as gr
 
+from sharp_demo import strings
 from sharp_demo.records import Event, MethodSpec, Request, Result
-from sharp_demo.ui import strings
 from sharp_demo.ui.board import Board
 from sharp_demo.ui.callbacks import Callbacks
 from sharp_demo.ui.controls import KNOBS, method_specs

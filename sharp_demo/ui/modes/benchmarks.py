@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
+from sharp_demo import strings
 from sharp_demo.pruning.registry import list_methods, method_class
 from sharp_demo.settings import Settings
-from sharp_demo.ui import strings
 from sharp_demo.ui.modes.parts import HIDDEN, data_table
 from sharp_demo.views.benchmark import Measured, load_benchmark
 from sharp_demo.views.colors import method_color
@@ -21,7 +21,7 @@ def accuracy_table(lines: tuple[list[float], list[Line]], caption: str) -> dict[
     retentions, rows = lines
     return {
         "caption": caption,
-        "head": [strings.METHOD, *(f"R = {strings.percent(share)}" for share in retentions)],
+        "head": [strings.METHOD, *(strings.bench_retention(share) for share in retentions)],
         "rows": [
             [
                 {"text": label, "color": method_color(method)},
@@ -38,9 +38,11 @@ def speed_table(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for row in rows:
         title = method_class(row["method"]).title if row["method"] in list_methods() else row["method"]
         speedup = row["speedup"]
-        measured = f"{speedup['value']:.2f}×" if speedup["value"] is not None else f"n/a ({speedup['refused']})"
+        measured = (
+            f"{speedup['value']:.2f}×" if speedup["value"] is not None else strings.bench_refused(speedup["refused"])
+        )
         texts = (
-            f"{row['config']}, {row['visual']} tokens",
+            strings.bench_prompt(row["config"], row["visual"]),
             f"{row['device']}, {row['dtype']}",
             strings.percent(row["retention"]),
             f"{row['prefill_ms'] / 1000:.2f} s",

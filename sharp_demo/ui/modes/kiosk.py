@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from sharp_demo.ui import strings
+from sharp_demo import strings
 from sharp_demo.ui.callbacks import Callbacks, Finished
 from sharp_demo.ui.inputs import Example
 from sharp_demo.ui.modes.parts import HIDDEN, component

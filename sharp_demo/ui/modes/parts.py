@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import gradio as gr
 from gradio.exceptions import Error
 
+from sharp_demo import strings
 from sharp_demo.errors import InputError
 from sharp_demo.records import (
     Decoded,
@@ -26,7 +27,6 @@ from sharp_demo.records import (
     Result,
     Started,
 )
-from sharp_demo.ui import strings
 from sharp_demo.ui.callbacks import Callbacks, buttons, problem_of, waits
 from sharp_demo.ui.tokens import static_html
 from sharp_demo.views.overlay import Sprite, make_sprite
@@ -41,10 +41,13 @@ MODEL: dict[str, Any] = {**HIDDEN, "concurrency_id": "model", "concurrency_limit
 # -- components --------------------------------------------------------------------------------------------------
 
 
+WORDS = {"walk": strings.WALK, "table": {"table": strings.TABLE}}  # of the components whose scripts say something
+
+
 def component(name: str, value: Any = None, **kwargs: Any) -> gr.HTML:
     """Return the component whose static markup, script and style are `name`.html, .js and .css beside this file."""
     markup, script, css = ((HERE / f"{name}.{kind}").read_text("utf-8") for kind in ("html", "js", "css"))
-    return static_html(value, markup=markup, script=script, css=css, **kwargs)
+    return static_html(value, markup=markup, script=script, css=css, words=WORDS.get(name), **kwargs)
 
 
 def status_line(message: str, **kwargs: Any) -> gr.HTML:

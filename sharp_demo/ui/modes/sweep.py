@@ -8,10 +8,10 @@ from typing import Any
 
 import gradio as gr
 
+from sharp_demo import strings
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.registry import method_class
 from sharp_demo.records import Event, MethodSpec, Request
-from sharp_demo.ui import strings
 from sharp_demo.ui.callbacks import Callbacks
 from sharp_demo.ui.modes.parts import Collected, Controls, Status, data_table, status_line, stream, wire
 from sharp_demo.views.colors import method_color

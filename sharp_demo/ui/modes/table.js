@@ -4,7 +4,7 @@ function draw() {
   const value = props.value;
   box.hidden = !value;
   if (!value) return;
-  scroll.setAttribute("aria-label", value.caption || "Table");
+  scroll.setAttribute("aria-label", value.caption || STRINGS.table);
   element.querySelector(".md-caption").textContent = value.caption || "";
   const head = document.createElement("tr");
   for (const text of value.head) {

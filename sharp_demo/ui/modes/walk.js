@@ -16,6 +16,10 @@ function make(tag, className, text) {
   return node;
 }
 
+function say(key, values = {}) {
+  return STRINGS[key].replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
+}
+
 function decode(text) {
   return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 }
@@ -100,22 +104,22 @@ function strip(value, chapter, view) {
   for (let frame = 0; frame < value.frames; frame++) {
     const holder = make("div", "wk-cell");
     const canvas = cell(value, frame, codes, view);
-    const words = ["frame " + (frame + 1)];
+    const words = [say("frame", { frame: frame + 1 })];
     const line = make("small");
-    line.append(make("span", "", value.clip.timestamps[frame].toFixed(1) + " s"));
+    line.append(make("span", "", say("time", { seconds: value.clip.timestamps[frame].toFixed(1) })));
     if (chapter.cuts && frame) {
-      const cosine = chapter.cuts.cosines[frame - 1];
-      line.prepend(make("b", "", "cos " + cosine.toFixed(2)));
-      words.push("cosine to the frame before " + cosine.toFixed(2));
+      const cosine = chapter.cuts.cosines[frame - 1].toFixed(2);
+      line.prepend(make("b", "", say("cosine", { cosine })));
+      words.push(say("cosine_label", { cosine }));
       if (starts.includes(frame)) {
         holder.classList.add("wk-cut");
-        words.push("a segment begins");
+        words.push(say("cut"));
       }
     }
     if (view && !view.heat) {
       const count = chosen(codes, frame, value.rows * value.cols);
       line.append(make("span", "", String(count)));
-      words.push(count + " tokens chosen");
+      words.push(say("chosen", { count }));
     }
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", words.join(", "));
@@ -202,7 +206,7 @@ function draw() {
   };
   picture.onerror = () => {
     if (props.value !== value) return;
-    const lost = make("p", "wk-note", "The pictures of the frames are no longer on the server: press the button again.");
+    const lost = make("p", "wk-note", say("no_picture"));
     lost.setAttribute("role", "status");
     host.replaceChildren(lost);
   };

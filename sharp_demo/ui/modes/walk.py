@@ -10,9 +10,9 @@ import gradio as gr
 import numpy as np
 from gradio.data_classes import FileData
 
+from sharp_demo import strings
 from sharp_demo.errors import MethodError
 from sharp_demo.records import MethodSpec, Request, Result
-from sharp_demo.ui import strings
 from sharp_demo.ui.callbacks import Callbacks
 from sharp_demo.ui.controls import KNOBS, method_specs
 from sharp_demo.ui.modes.ablate import MODULES
@@ -28,7 +28,7 @@ def walk_request(request: Request, options: dict[str, Any]) -> Request:
     if request.retention >= 1:
         raise MethodError(strings.WALK_FULL)
     traced = {**options, **dict.fromkeys(MODULES, True), "trace": True}
-    specs = (MethodSpec("vanilla", {}, strings.VANILLA), MethodSpec("sharp", traced, "ShaRP"))
+    specs = (MethodSpec("vanilla", {}, strings.VANILLA), MethodSpec("sharp", traced, strings.SHARP))
     return replace(request, methods=specs, prefills=1)
 
 

@@ -1,13 +1,19 @@
-"""Every text of the page, in one place."""
+"""What visitors read, in one place: page, charts, report and progress. Scripts and templates get their words from here.
+
+What is wrong with an input is said where it is found, by the typed errors; what a method is, by its class.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sharp_demo.pruning.method import GROUPS, Method
-from sharp_demo.records import ModelInfo, Result
-from sharp_demo.settings import Settings
-from sharp_demo.views.sweep import Verdict
-from sharp_demo.views.walkthrough import Walk
+if TYPE_CHECKING:  # at run time this module needs none of the others
+    from sharp_demo.pruning.method import Method
+    from sharp_demo.records import ModelInfo, Result
+    from sharp_demo.settings import Settings
+    from sharp_demo.views.sweep import Verdict
+    from sharp_demo.views.walkthrough import Walk
 
 TITLE = "ShaRP: visual-token pruning, side by side"
 NAME = "ShaRP side by side"
@@ -71,7 +77,12 @@ THEATRE = {
         "filled": "filled in",
         "merged": "holds merged",
         "grid": "uniform grid",
+        "dominant": "most attended in the vision tower",
+        "contextual": "mean of similar ones",
+        "static": "stands for its segment's frames",
     },
+    "no_picture": "The pictures of the frames are no longer on the server: run the comparison again to see them.",
+    "scores": {"raw": "raw", "bias": "bias", "debiased": "debiased"},
     "evidence": "evidence",
     "evidence_help": "Where the clip shows what the question asks for",
     "segments": "{label}: {count} segments",
@@ -101,6 +112,16 @@ THEATRE = {
     "strip_label": "{label}, tokens kept per frame: {kept}",
 }
 
+EXAMPLES = "Examples"
+API_SHELL = "The same without Python:"
+KNOB_NAMES = {"penalty": "λ", "layer": "K", "segm": "SegM", "posc": "PosC", "regd": "RegD"}
+# What an error says was wrong: "retention is 2; it must be between 0.01 and 1."
+INPUTS = {"retention": "retention", "frames": "frames", "answer": "answer length"}
+KINDS = {"method": "method", "budget": "budget", "model": "model"}
+
+WAIT_OTHER = "Waiting for another run to finish"
+READING = "Reading the video"
+ENCODING = "Encoding the frames"
 IDLE = "Choose an example or upload a clip, ask a question, and press Run."
 QUEUED = "Waiting for the model …"
 STARTING = "Starting …"
@@ -137,17 +158,31 @@ frames; point at a patch for its scores.
 """
 
 
-def about(methods: Sequence[type[Method]]) -> str:
-    """Return the explanation below the results, with one line per method, as Markdown."""
+def about(groups: Sequence[tuple[str, Sequence[type[Method]]]]) -> str:
+    """Return the explanation below the results, with one line per method of each titled group, as Markdown."""
     lines = []
-    for group, title in GROUPS.items():
-        members = [method for method in methods if method.group() == group]
-        lines += ["", f"**{title}**", ""] if members else []
+    for title, members in groups:
+        lines += ["", f"**{title}**", ""]
         for method in members:
             year = f", {method.year}" if method.year else ""
             link = f" [Paper{year}]({method.paper})" if method.paper else ""
             lines.append(f"- **{method.title}**: {method.summary}{link}")
     return "\n".join([ABOUT, *lines])
+
+
+def loading(model: str) -> str:
+    return f"Loading {model}"
+
+
+def less_frames(label: str) -> str:
+    return f"{label} ran out of memory; trying it again with half the frames"
+
+
+def clip_line(info: Any) -> str:
+    """Return size, length and codec of a probed clip in one line."""
+    return (
+        f"{info.width} × {info.height}, {info.duration_s:.1f} s, {info.fps:.3g} fps, {info.codec} in {info.container}"
+    )
 
 
 def wrong_link(names: Sequence[str]) -> str:
@@ -222,7 +257,8 @@ MODE_SWEEP = "Sweep"
 MODE_WALK = "How it works"
 MODE_BENCHMARKS = "Benchmarks"
 METHOD = "Method"
-EMPTY_ANSWER = "(empty answer)"
+EMPTY_ANSWER = THEATRE["empty_answer"]
+TABLE = "Table"
 
 SWEEP_HELP = (
     "**Where does the answer flip?** The chosen methods answer the question again and again while fewer and fewer "
@@ -334,6 +370,17 @@ WALK_END = "What is left"
 WALK_SCORES = {"raw": "raw attention", "bias": "black video", "debiased": "debiased"}
 WALK_CHANGE = "what PosC changed"
 WALK_STEPS = {"registers": "Top K", "prefilter": "Pre-filter", "dedup": "Deduplicate", "fill": "Fill"}
+# What the script of the walk says; `{...}` is filled in there.
+WALK = {
+    "frame": "frame {frame}",
+    "time": "{seconds} s",
+    "cosine": "cos {cosine}",
+    "cosine_label": "cosine to the frame before {cosine}",
+    "cut": "a segment begins",
+    "chosen": "{count} tokens chosen",
+    "no_picture": "The pictures of the frames are no longer on the server: press the button again.",
+}
+SHARP = "ShaRP"
 WALK_FATES = {
     "other": "not chosen",
     "register": "register",
@@ -457,6 +504,18 @@ BENCH_LIMITS = """### What they say, and what they do not
 """
 
 
+def bench_retention(share: float) -> str:
+    return f"R = {percent(share)}"
+
+
+def bench_prompt(config: str, visual: int) -> str:
+    return f"{config}, {visual} tokens"
+
+
+def bench_refused(reason: str) -> str:
+    return f"n/a ({reason})"
+
+
 def bench_caption(model: str, count: int) -> str:
     return f"{model}: exact match in percent (95 % interval), {count} questions about held-out synthetic clips."
 
@@ -470,3 +529,122 @@ NO_UPLOAD = "This kiosk answers about its own examples only: pick one of them."
 
 def stored(name: str, device: str, dtype: str) -> str:
     return f"Stored result, computed earlier on {name} ({device}, {dtype}). Press Run to compute it now."
+
+
+# -- charts and figures ------------------------------------------------------------------------------------------
+
+TIME = "time, s"
+LAYER = "decoder layer"
+SHARED = "{name} (shared)"
+OTHER = "other"
+REST = "{name}, other"
+EVIDENCE = "evidence"
+STAGES = {
+    "decode_video": "decode video",
+    "vision": "vision encoder",
+    "vision_scores": "vision-tower scores",
+    "bias_setup": "bias set-up (first use)",
+}
+SCORES = {"raw": "raw attention", "bias": "position bias (black video)", "debiased": "debiased"}
+CHART_ATTENTION = "{label}: attention per frame"
+CHART_ATTENTION_Y = "sum over the frame's tokens"
+CHART_LAYERS = "Attention per frame and layer (λ = {penalty:g})"
+CHART_LAYERS_Y = "share of attention"
+CHART_LAYERS_SLIDER = "decoder layer "
+CHART_MAP = "Layer by frame, before and after debiasing (λ = {penalty:g})"
+CHART_MAP_HOVER = "%{x:.2f} s, layer %{y}: %{z:.1%}"
+CHART_LATENCY = "Time by stage, total as if run alone"
+CHART_LATENCY_X = "ms"
+CHART_LATENCY_HOVER = "%{y}: %{x:.1f} ms"
+CHART_SPEED = "Speed-up and FLOPs ratio (vanilla = 1)"
+CHART_SPEED_Y = "times"
+CHART_SPEED_BARS = ("prefill speed-up, measured", "FLOPs ratio, exact", "FLOPs ratio, paper formula")
+CHART_NO_VANILLA = "Run vanilla too: the ratios are measured against it."
+CHART_NO_PRUNING = "Choose a pruning method to compare with vanilla."
+CHART_KEPT = "Tokens kept per frame"
+CHART_KEPT_Y = "share kept"
+CHART_DEPTH = "Visual tokens that enter each layer"
+CHART_DEPTH_Y = "share of visual tokens"
+CHART_ACCURACY = "Stored accuracy against the share of tokens kept"
+CHART_ACCURACY_X = "share of visual tokens kept"
+CHART_ACCURACY_Y = "accuracy"
+CHART_ACCURACY_RUN = "{label}: kept in this run"
+CHART_NO_ACCURACY = "No stored benchmark for this model."
+CHART_SWEEP = "How sure the model is of its answer"
+CHART_SWEEP_X = "visual tokens kept, %"
+CHART_SWEEP_Y = "probability of the first token"
+CHART_SWEEP_HOVER = "%{x:.3g} %: %{y:.3f}, %{text}"
+SAME_ANSWER, ANOTHER_ANSWER = "same answer", "another answer"
+CHART_STORED = "Accuracy on held-out clips, {model}"
+CHART_STORED_X = "share of visual tokens asked for"
+
+NOT_MEASURED = "n/a"
+# Label and help of the key figures of a result.
+FIGURES = {
+    "kept": (
+        "Tokens kept",
+        "Visual tokens left after the last prune, of all visual tokens: as achieved, not as asked.",
+    ),
+    "speedup": (
+        "Prefill speed-up",
+        "Vanilla's measured prefill time over this method's, same run, same device. Below 1 it is slower.",
+    ),
+    "flops_ratio": (
+        "FLOPs ratio",
+        "Vanilla's exact prefill FLOPs over this method's: what the arithmetic alone allows.",
+    ),
+    "prefill": ("Prefill", "Language model over the prompt, pruning included."),
+    "first_token": ("First token", "Time to the first answer token, video decoding and vision encoder included."),
+    "vision": (
+        "of it vision encoder",
+        "The vision encoder's share of the time to the first token; the more is pruned, the larger it is.",
+    ),
+    "decode": ("Per token", "Mean time of each further token."),
+    "total": (
+        "Total",
+        "As if this method had run alone: video decoding and vision encoding, done once for all, are included.",
+    ),
+    "tflops": (
+        "FLOPs, paper / exact",
+        "By the pruning papers' formula / counted exactly (grouped KV heads, gated MLP, causal attention).",
+    ),
+    "kv": ("KV cache", "Keys and values left after the prefill."),
+    "peak": ("Peak memory", "Accelerator memory at its highest during this method; not measured on a CPU."),
+    "layer_mean": (
+        "Mean over layers",
+        "Share of the visual tokens that entered a decoder layer, averaged over the layers.",
+    ),
+}
+
+# What the report's template says; `{...}` is filled in there.
+REPORT_PAGE = {
+    "title": "Visual-token pruning, side by side",
+    "question": "Question",
+    "answers": "Answers",
+    "same": "Same answer as vanilla.",
+    "differs": "Differs from vanilla: marked words.",
+    "settings": "Settings in force",
+    "none": "No method finished.",
+    "not_run": "Not run",
+    "failed": "Failed",
+    "kept": "What each method kept",
+    "kept_help": "Dropped patches are dimmed and hatched; the patch grid spans the whole frame.",
+    "kept_line": "{label}: {kept} tokens of {total} per frame",
+    "strip": "Frames with the patches {label} kept",
+    "charts": "Charts",
+    "measured": "How the figures were measured",
+    "measured_help": (
+        "All methods ran one after another on the same device and the same vision features. Stages marked shared were "
+        "run once; a method's total is as if it had run alone. Speed-up is vanilla's measured prefill time over the "
+        "method's; the FLOPs ratio is what the arithmetic alone allows."
+    ),
+    "data": "All data (JSON)",
+}
+
+
+def report_subtitle(video: str, request: Mapping[str, Any], first: Result | None, *, stored: bool) -> list[str]:
+    """Return what a report says about its run, in parts; `first` is any of its results."""
+    parts = [video, f"retention asked {100 * request['retention']:.1f}%", f"budget matched by {request['match']}"]
+    if first is not None:
+        parts.append(f"{first.model} on {first.device}, {first.dtype}, {first.attention_backend} attention")
+    return [*parts, "stored result, computed earlier"] if stored else parts
