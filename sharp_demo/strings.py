@@ -272,6 +272,10 @@ SWEEP_IDLE = "Choose an example or upload a clip, ask a question, and run the sw
 NO_PRUNING = "Choose at least one method that prunes: vanilla is always run as the reference."
 
 
+def queue_full(waiting: int) -> str:
+    return f"The queue is full: {waiting} waiting. Nothing was run, and your inputs are kept; try again in a moment."
+
+
 def queued(ahead: int) -> str:
     """Return what a waiting page says; `ahead` counts the run that goes on and those that wait."""
     return f"{QUEUED} {ahead} ahead of you." if ahead else QUEUED

@@ -131,7 +131,12 @@ class Callbacks:
         if not waits(shown):
             return [gr.skip(), *buttons(None)]
         self.visits.of(caller.session_hash).end()
-        return [Board(phase="error", message=strings.REFUSED).value(), *buttons("idle")]
+        return [Board(phase="error", message=self.refusal()).value(), *buttons("idle")]
+
+    def refusal(self) -> str:
+        """Return why a request that passed the checks may not have begun."""
+        waiting = self.waiting()
+        return strings.queue_full(waiting) if waiting >= self.settings.queue_size else strings.REFUSED
 
     def open_link(self, caller: gr.Request) -> list[Any]:
         """Return the page's inputs as the link that opened it says; a value that is no good stays as it is."""

@@ -243,7 +243,7 @@ def wire(
     def refused(current: Any) -> list[Any]:
         if not waits(current):
             return [gr.skip(), *buttons(None)]
-        return [Status("error", strings.REFUSED).value(), *buttons("idle")]
+        return [Status("error", callbacks.refusal()).value(), *buttons("idle")]
 
     shown = [status, *controls.all()]
     begun = controls.run.click(begin, inputs, shown, queue=False, **HIDDEN)
