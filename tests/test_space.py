@@ -140,3 +140,4 @@ def test_nothing_is_overwritten_and_no_file_is_too_large(
     monkeypatch.setattr(tool, "LARGEST_FILE", 10**6)
     with pytest.raises(ValueError, match=r"safetensors is larger than 1 MB"):
         tool.write(tmp_path / "new", tool.HARDWARE["cpu"], "")
+    assert not (tmp_path / "new").exists(), "what was refused leaves nothing that the next try would trip over"

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("app.py", "LICENSE", "docs", "sharp_demo", "assets")
+UNWANTED = "__pycache__"
 LARGE_MODEL = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
 LARGEST_FILE = 10 * 10**6  # a larger one is rejected by a plain git push
 
@@ -65,25 +66,34 @@ def requirements(lines: list[str], tested: dict[str, str], hardware: Hardware) -
 
 
 def write(folder: Path, hardware: Hardware, model: str) -> None:
-    """Write the Space into a new folder. Raises ValueError when it exists, or when a file is too large for a push."""
+    """Write the Space into a new folder.
+
+    Raises ValueError when it exists, or when a file is too large for a push; then nothing is written.
+    """
     if folder.exists():
         raise ValueError(f"{folder} exists; name a new folder")
+    large = [path for path in copied() if path.stat().st_size > LARGEST_FILE]
+    if large:
+        raise ValueError(f"{large[0]} is larger than {LARGEST_FILE // 10**6} MB, which a Space rejects")
     _, card, page = (ROOT / "README.md").read_text("utf-8").split("---\n", 2)
     tested = dict(re.findall(r"^([a-z0-9-]+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE))
     lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
     folder.mkdir(parents=True)
     for name in COPIED:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(UNWANTED))
         else:
             shutil.copy(ROOT / name, folder / name)
     chosen = front_matter(yaml.safe_load(card), hardware, model)
     head = yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True)
     (folder / "README.md").write_text(f"---\n{head}---\n{page}", "utf-8")
     (folder / "requirements.txt").write_text(requirements(lines, tested, hardware), "utf-8")
-    large = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > LARGEST_FILE]
-    if large:
-        raise ValueError(f"{large[0]} is larger than {LARGEST_FILE // 10**6} MB, which a Space rejects")
+
+
+def copied() -> list[Path]:
+    """Return every file that a Space gets unchanged."""
+    paths = [path for name in COPIED for path in (ROOT / name, *(ROOT / name).rglob("*"))]
+    return [path for path in paths if path.is_file() and UNWANTED not in path.parts]
 
 
 def main() -> None:
