@@ -11,9 +11,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from sharp_demo.settings import HUB_MODELS, Settings, unknown_variables
+from sharp_demo.settings import HUB_MODELS, Settings, unknown_variables, upload_folder
 
 PACKAGES = ("torch", "transformers", "gradio", "numpy", "plotly", "pydantic-settings", "safetensors", "accelerate")
 # PyAV also reads the headers of every file, so it is the one decoder that cannot be missed.
@@ -37,7 +38,16 @@ def examine(settings: Settings) -> list[Finding]:
     # What is missing would only fail again, less clearly, when it is imported.
     complete = can_run(versions)
     models = [*_placement(settings), *_models(settings)] if complete else []
-    return [*versions, *models, *_decoders(), *_disk(settings), *_server(settings), *_limits(settings)]
+    wrong = list(_unusable(settings)) if complete else []
+    return [
+        *versions,
+        *models,
+        *_decoders(),
+        *_disk(settings),
+        *_server(settings),
+        *wrong,
+        *_limits(settings),
+    ]
 
 
 def can_run(findings: list[Finding]) -> bool:
@@ -105,20 +115,32 @@ def _models(settings: Settings) -> Iterator[Finding]:
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
-    folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free / 1e9
+    scratch, uploads = Path(tempfile.gettempdir()), upload_folder()
+    free = _free_gb(scratch)
     yield Finding(
         "disk",
         "free",
         "ok" if free >= MIN_FREE_GB else "warn",
-        f"{free:.1f} GB in {folder}, where uploads and decoded frames go",
+        f"{free:.1f} GB in {scratch}, where decoded frames go",
     )
+    problem = _cannot_write(uploads)
+    if problem:
+        yield Finding(
+            "disk",
+            "uploads",
+            "fail",
+            f"nothing can be written to {uploads} ({problem}): let this user write there, or set GRADIO_TEMP_DIR to "
+            "another folder",
+        )
+        return
+    free = _free_gb(uploads)
     wanted = (settings.upload_quota_mb + settings.min_free_mb) / 1e3
     yield Finding(
         "disk",
         "uploads",
         "ok" if free >= wanted else "warn",
-        f"at most {settings.upload_quota_mb / 1e3:g} GB are kept, {settings.min_free_mb / 1e3:g} GB stay free"
+        f"{free:.1f} GB free in {uploads}: at most {settings.upload_quota_mb / 1e3:g} GB are kept, "
+        f"{settings.min_free_mb / 1e3:g} GB stay free"
         + (
             ""
             if free >= wanted
@@ -126,6 +148,45 @@ def _disk(settings: Settings) -> Iterator[Finding]:
         ),
     )
     yield Finding("disk", "not needed", "ok", "ffmpeg and nvcc: the wheels bring their own libraries")
+
+
+def _free_gb(folder: Path) -> float:
+    """Return the free space of the disk that holds the folder, or will."""
+    return shutil.disk_usage(_there(folder)).free / 1e9
+
+
+def _there(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def _cannot_write(folder: Path) -> str:
+    """Return why no file can be made in the folder, or an empty string; nothing is left behind."""
+    there = _there(folder)
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return ""
+    except OSError as error:
+        return f"{there}: {error.strerror}" if there != folder.absolute() else str(error.strerror)
+
+
+def _unusable(settings: Settings) -> Iterator[Finding]:
+    """Yield what is wrong with settings that can be read but not worked with."""
+    from sharp_demo.errors import MethodError
+    from sharp_demo.pruning.registry import method_class
+
+    for name in settings.methods:
+        try:
+            method_class(name)
+        except MethodError as error:
+            yield Finding("settings", "SHARP_METHODS", "fail", f"{error} Set it to some of these, comma-separated.")
+            break
+    if not (settings.assets / "clips" / "examples.json").is_file():
+        yield Finding(
+            "settings",
+            "SHARP_ASSETS",
+            "warn",
+            f"no examples in {settings.assets}: the page shows none; unset SHARP_ASSETS, or name a copy of assets/",
+        )
 
 
 def _server(settings: Settings) -> Iterator[Finding]:

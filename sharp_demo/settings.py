@@ -145,7 +145,7 @@ def read_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         variable = "_".join(("SHARP", *map(str, first["loc"]))).upper()
-        raise InputError(f"{variable} is {first['input']!r}: {first['msg']}") from None
+        raise InputError(f"{variable} is {first['input']!r}: {first['msg']}; correct it or unset it") from None
 
 
 def usable_cores() -> int:
@@ -158,8 +158,13 @@ def use_own_upload_folder() -> None:
 
     Gradio reads that variable while the page is built. Old files in the folder may be deleted when it is full.
     """
+    os.environ["GRADIO_TEMP_DIR"] = str(upload_folder())
+
+
+def upload_folder() -> Path:
+    """Return the folder that the app's uploads go to."""
     owner = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
-    os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / f"sharp-demo{owner}"))
+    return Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / f"sharp-demo{owner}")
 
 
 def unknown_variables() -> dict[str, str]:

@@ -6,10 +6,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -494,6 +496,46 @@ def test_wrong_settings_of_the_app_are_one_line(variable: str, value: str, messa
     done = subprocess.run([sys.executable, "app.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert message in one_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "code", "says"),
+    [
+        ("SHARP_METHODS", "vanilla,gpt", 1, "no method named 'gpt'; the methods are vanilla, fastv"),
+        ("SHARP_PORT", "door", 2, "SHARP_PORT is 'door'"),
+        ("SHARP_DEVICE", "abacus", 2, "SHARP_DEVICE is 'abacus'"),
+    ],
+)
+def test_doctor_names_a_setting_that_the_app_would_not_start_with(
+    variable: str, value: str, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(doctor, "DECODERS", {})
+    monkeypatch.setenv(variable, value)
+    assert main(["doctor", "--json"]) == code
+    shown = capsys.readouterr()
+    if code == 2:
+        assert says in one_line(shown.err)
+        assert "correct it or unset it" in shown.err
+        return
+    wrong = [one for one in json.loads(shown.out)["findings"] if one["name"] == variable and one["status"] == "fail"]
+    assert len(wrong) == 1
+    assert says in wrong[0]["detail"]
+    assert "Set it to some of these" in wrong[0]["detail"]
+
+
+def test_doctor_looks_at_the_disk_that_uploads_go_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: asked.append(Path(path)) or SimpleNamespace(free=3e9))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "elsewhere" / "uploads"))
+    found = {finding.name: finding for finding in doctor._disk(Settings(upload_quota_mb=2000, min_free_mb=500))}
+    assert asked == [Path(tempfile.gettempdir()), tmp_path], "the folder itself is made when the app starts"
+    assert found["uploads"].status == "ok"
+    assert str(tmp_path / "elsewhere" / "uploads") in found["uploads"].detail
+    assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / "elsewhere").write_text("a file where the folder should be")
+    (refused,) = [finding for finding in doctor._disk(Settings()) if finding.name == "uploads"]
+    assert refused.status == "fail"
+    assert "GRADIO_TEMP_DIR" in refused.detail
 
 
 def test_doctor_tells_a_host_what_is_wrong_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
