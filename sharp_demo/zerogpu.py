@@ -9,7 +9,9 @@ against the visitor's daily quota. So here:
 - the video is decoded, and a bad request refused, before a GPU is asked for; the call gets frames and yields events,
   plain data both ways;
 - the seconds asked for follow from the request, because a shorter call waits less;
-- the embedded models stay on the main process's CPU, and examples are asked with them: they cost no quota.
+- the embedded models stay on the main process's CPU, and examples are asked with them: they cost no quota;
+- a worker whose GPU fails for good ends itself after its last event, so that no other visitor gets it. The main process
+  has no part in that GPU and goes on.
 
 Only `app.py` uses this module, and `spaces` is imported when an engine is built, nowhere else.
 Source: https://huggingface.co/docs/hub/spaces-zerogpu and the package `spaces` 0.51.
@@ -23,17 +25,19 @@ import math
 import multiprocessing
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from gradio.exceptions import Error
 
 from sharp_demo.backbones.load import default_model, load
 from sharp_demo.cost import ModelShape, exact_tflops
-from sharp_demo.engine import Engine, Stop, _Loaded, warm_up
-from sharp_demo.errors import DeviceError, ModelError
+from sharp_demo.engine import DEVICE_LOST, Engine, Stop, _Loaded, unique_labels, warm_up
+from sharp_demo.errors import DeviceError, DeviceLostError, ModelError
 from sharp_demo.pruning.method import Method
-from sharp_demo.records import AttentionMaps, Done, Event, Progress, Request
+from sharp_demo.records import AttentionMaps, Done, Event, MethodFailed, Progress, Request
 from sharp_demo.settings import Settings
+from sharp_demo.ui.health import EXIT_DEVICE_LOST
 from sharp_demo.video import Clip
 
 log = logging.getLogger(__name__)
@@ -123,15 +127,17 @@ class ZeroGPUEngine(Engine):
             yield Done((), ())
             return
         self._stopping.clear()
-        events = self._gpu_stream(request, clip)
+        events, over = self._gpu_stream(request, clip), False
         try:
             for event in events:
+                over = isinstance(event, Done)
                 # A thread's event is not seen in the worker; this one is, at its next token.
                 if stop.is_set():
                     self._stopping.set()
                 yield event
         except Error as error:
-            raise DeviceError(str(error.message)) from None
+            if not over:  # a worker that has said everything may end as it likes
+                raise DeviceError(str(error.message)) from None
         finally:
             events.close()
 
@@ -172,11 +178,29 @@ class ZeroGPUEngine(Engine):
     # -- the worker, which has the GPU ---------------------------------------------------------------------------
 
     def _stream_in_worker(self, request: Request, clip: Clip) -> Iterator[Event]:
-        loaded = self._receive(request, clip)
-        yield from super()._on_device(request, loaded, self._methods(request), self._stopping)
+        with self._leaving_when_lost():
+            try:
+                with self._typed_failures():
+                    loaded = self._receive(request, clip)
+                    yield from super()._on_device(request, loaded, self._methods(request), self._stopping)
+            except DeviceLostError:
+                failed = tuple(MethodFailed(one, "device_lost", DEVICE_LOST) for one in unique_labels(request.methods))
+                yield from failed
+                yield Done((), failed)
 
     def _attention_in_worker(self, request: Request, clip: Clip, penalty: float) -> AttentionMaps:
-        return super()._attention(request, self._receive(request, clip), penalty)
+        with self._leaving_when_lost(), self._typed_failures():
+            return super()._attention(request, self._receive(request, clip), penalty)
+
+    @contextmanager
+    def _leaving_when_lost(self) -> Iterator[None]:
+        """End this worker at the end of a call in which its device was lost: an idle worker would be lent again."""
+        try:
+            yield
+        finally:
+            if self.condition.lost:
+                log.critical("the worker leaves: %s", self.condition.lost)
+                os._exit(EXIT_DEVICE_LOST)
 
     def _receive(self, request: Request, clip: Clip) -> _Loaded:
         assert self._placed is not None

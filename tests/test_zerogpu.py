@@ -23,9 +23,10 @@ import app
 from sharp_demo import engine as engine_module
 from sharp_demo.engine import Engine
 from sharp_demo.errors import DeviceError, ModelError, QuestionError
-from sharp_demo.records import Decoded, Done, MethodDone, MethodSpec, Progress, Request, Result, Text
+from sharp_demo.records import Decoded, Done, MethodDone, MethodFailed, MethodSpec, Progress, Request, Result, Text
 from sharp_demo.settings import ROOT, Settings
 from sharp_demo.ui.callbacks import Callbacks
+from sharp_demo.ui.health import EXIT_DEVICE_LOST
 from sharp_demo.ui.page import build_ui
 from sharp_demo.zerogpu import MAX_S, METHODS, ZeroGPUEngine
 from tests.test_engine import video  # noqa: F401
@@ -281,6 +282,34 @@ def test_a_worker_that_dies_is_told_as_such(
         with pytest.raises(DeviceError, match="aborted"):
             list(zero.stream(request_for))
     assert results(list(zero.stream(request_for)))
+
+
+def test_a_worker_whose_device_is_lost_ends_after_it_has_said_so(
+    zero: ZeroGPUEngine, spaces: FakeSpaces, request_for: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle worker is lent to the next visitor, who would only find a dead device in it."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    for broken in ("prefill", "encode_video"):
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_module, broken, fail)
+            patch.setattr("sharp_demo.zerogpu.warm_up", lambda backbone: None)
+            events = list(zero.stream(request_for))
+        failed = [(event.label, event.kind, event.message) for event in events if isinstance(event, MethodFailed)]
+        assert failed == [(label, "device_lost", engine_module.DEVICE_LOST) for label in ("vanilla", "sharp")]
+        assert isinstance(events[-1], Done)
+        assert len(events[-1].failed) == 2
+        assert spaces.workers[-1].exitcode == EXIT_DEVICE_LOST
+        assert not zero.condition.lost, "the main process has no part in that device"
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "probe_attention", fail)
+        with pytest.raises(DeviceError, match="aborted"):
+            zero.attention(request_for)
+    assert spaces.workers[-1].exitcode == EXIT_DEVICE_LOST
+    assert results(list(zero.stream(request_for)))
+    assert spaces.workers[-1].exitcode == 0
 
 
 def test_two_methods_unless_the_host_says_otherwise(zero: ZeroGPUEngine, monkeypatch: pytest.MonkeyPatch) -> None:
