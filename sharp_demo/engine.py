@@ -70,6 +70,8 @@ V = TypeVar("V")
 # A prefill that is quick is timed again and the median counts: one measurement on a busy machine says little.
 TIMING_BUDGET_MS = 300.0
 
+FORGET_WAIT_S = 1.0
+
 NO_MEMORY = "The device ran out of memory, with half the frames too: choose fewer frames or a smaller model."
 DEVICE_LOST = "The accelerator failed and the server has to start anew; try again in a minute."
 
@@ -151,6 +153,7 @@ class Engine:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self._lock = threading.Lock()
+        self._forgetting = False  # `forget` came while a run held the lock
         self._loaded: _Loaded | None = None
         self._clips: Recent[Clip] = Recent(2)
         self._stops: dict[str, threading.Event] = {}
@@ -184,11 +187,32 @@ class Engine:
         return event is not None
 
     def forget(self) -> None:
-        """Drop the frames and features of recent videos, for a kiosk between two visitors."""
-        with self._lock:
+        """Drop the frames and features of recent videos, for a kiosk between two visitors.
+
+        Waits for no run: while one goes on, they are dropped when it ends.
+        """
+        self._forgetting = True
+        # Not 0: a run that looked before the line above may hold the lock for another moment.
+        if self._lock.acquire(timeout=FORGET_WAIT_S):
+            self._release()
+
+    def _release(self) -> None:
+        """Give the model back, and first drop what `forget` asked to drop."""
+        if self._forgetting:
+            self._forgetting = False
             self._clips = Recent(self._clips.capacity)
             if self._loaded is not None:
                 self._loaded.features = Recent(self._loaded.features.capacity)
+        self._lock.release()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold the model, after whoever holds it now."""
+        self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._release()
 
     # -- runs ----------------------------------------------------------------------------------------------------
 
@@ -214,7 +238,7 @@ class Engine:
             try:
                 yield from self._watched(self._run(request, methods, stop))
             finally:
-                self._lock.release()
+                self._release()
         finally:
             if run_id:
                 self._stops.pop(run_id, None)
@@ -227,7 +251,7 @@ class Engine:
         penalty = ShaRP().penalty if penalty is None else penalty
         self._check(request)
         self._refuse_when_lost()
-        with self._lock, self._typed_failures():
+        with self._held(), self._typed_failures():
             return self._attention(request, self._load(request.model or self.default_model), penalty)
 
     # -- faults --------------------------------------------------------------------------------------------------

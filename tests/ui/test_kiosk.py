@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -12,7 +13,7 @@ from playwright.sync_api import expect
 from test_browser import browser, run, watched  # noqa: F401
 
 from sharp_demo.engine import Engine
-from sharp_demo.records import Done
+from sharp_demo.records import Done, MethodStarted
 from sharp_demo.settings import Settings
 from sharp_demo.ui.inputs import load_examples
 from sharp_demo.ui.modes.kiosk import paths_in, wipe_files
@@ -81,6 +82,18 @@ def test_forgetting_drops_frames_and_features():
     engine.forget()
     assert not engine._clips._values
     assert not engine._loaded.features._values
+
+    going = engine.stream(request)
+    next(event for event in going if isinstance(event, MethodStarted))
+    start = time.monotonic()
+    engine.forget()
+    assert time.monotonic() - start < 5, "a run that goes on is not waited for"
+    assert engine._clips._values
+    going.close()
+    assert not engine._clips._values, "forgotten when the run ended"
+    assert not engine._loaded.features._values
+    list(engine.stream(request))
+    assert engine._clips._values, "and not again"
 
 
 def test_wiping_deletes_what_was_made_for_a_visitor_and_nothing_else(tmp_path):
