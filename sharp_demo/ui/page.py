@@ -83,7 +83,10 @@ def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
 def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[str, Any]:
     """Return the arguments of the page's `launch` that make the server private, guarded, quiet and offline."""
     folder = UploadFolder(
-        Path(get_upload_folder()), int(settings.upload_quota_mb * 1e6), int(settings.min_free_mb * 1e6)
+        Path(get_upload_folder()),
+        int(settings.upload_quota_mb * 1e6),
+        int(settings.min_free_mb * 1e6),
+        in_use=lambda: files_in_use(page),
     )
     health = Health(engine, settings, folder, waiting=lambda: len(page._queue))
 
@@ -112,6 +115,15 @@ def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[
         "allowed_paths": [],
         "max_file_size": int(settings.max_upload_mb * 1e6) if settings.uploads else 1,
     }
+
+
+def files_in_use(page: gr.Blocks) -> set[Path]:
+    """Return the files that the requests name which wait in the page's queue or run. Any thread may ask."""
+    queue = page._queue
+    waiting = [event for one in list(queue.event_queue_per_concurrency_id.values()) for event in list(one.queue)]
+    running = [event for job in list(queue.active_jobs) for event in job or ()]
+    asked = [event.data.data for event in (*waiting, *running) if event.data is not None]
+    return {Path(path) for path in kiosk.paths_in(asked)}
 
 
 def _example_row(examples: list[Example]) -> gr.HTML:

@@ -7,7 +7,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from sharp_demo import strings
 
 log = logging.getLogger(__name__)
 
-YOUNG_S = 600  # a younger file may belong to a run that waits or goes on
+YOUNG_S = 600  # a younger file may be one that a page shows and asks about next
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,14 @@ class Held:
 class UploadFolder:
     """Keeps the files below `path` under `quota` bytes and the disk above `min_free` bytes.
 
-    When room is needed, files that nobody has touched for ten minutes go, the oldest first.
+    When room is needed, files that nobody has touched for ten minutes go, the oldest first. `in_use` tells what stays
+    however old it is: the files of requests that wait or run.
     """
 
-    def __init__(self, path: Path, quota: int, min_free: int) -> None:
-        self.path, self.quota, self.min_free = path, quota, min_free
+    def __init__(
+        self, path: Path, quota: int, min_free: int, in_use: Callable[[], Collection[Path]] = frozenset
+    ) -> None:
+        self.path, self.quota, self.min_free, self.in_use = path, quota, min_free, in_use
         self._lock = threading.Lock()
         self._coming = 0
 
@@ -49,7 +52,9 @@ class UploadFolder:
             short = self.min_free + self._coming + size - self.free()
             lacking = max(over, short)
             if lacking > 0:
-                lacking -= remove(held, lacking, time.time() - YOUNG_S)
+                kept = {own_name(path) for path in self.in_use()}
+                idle = [file for file in held if own_name(file.path) not in kept]
+                lacking -= remove(idle, lacking, time.time() - YOUNG_S)
             if lacking > 0:
                 log.warning("upload of %d bytes refused: %d bytes too few in %s", size, lacking, self.path)
                 return strings.NO_ROOM
@@ -73,6 +78,11 @@ class UploadFolder:
         """Return the free bytes of the disk that holds the folder."""
         there = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
         return shutil.disk_usage(there).free
+
+
+def own_name(path: Path) -> tuple[str, ...]:
+    """Return what names an upload however the folder is written: its own folder, and the file in it."""
+    return path.parts[-2:]
 
 
 def remove(files: list[Held], size: int, before: float) -> int:

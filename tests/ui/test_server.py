@@ -7,6 +7,7 @@ import json
 import os
 import time
 import urllib.error
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -37,7 +38,8 @@ from sharp_demo.ui.server import (
 )
 from sharp_demo.ui.uploads import YOUNG_S, UploadFolder
 from tests.ui.conftest import serving
-from tests.ui.test_api import upload
+from tests.ui.test_api import call, file_data, upload
+from tests.video.clips import write_clip
 
 
 def app_of(*middleware: Middleware) -> TestClient:
@@ -230,6 +232,21 @@ def test_old_files_go_first_and_young_ones_stay(folder):
     assert folder.reserve(1) is None
 
 
+def test_files_that_are_asked_about_stay_however_old_they_are(folder):
+    waiting, idle = held(folder, "a", 1000, YOUNG_S + 200), held(folder, "b", 1000, YOUNG_S + 100)
+    folder.in_use = lambda: {
+        Path("/written/another/way") / waiting.relative_to(folder.path),
+        Path("\0"),
+        Path("x" * 5000),
+    }
+    assert folder.reserve(2000) is None
+    assert (waiting.exists(), idle.exists()) == (True, False)
+    assert folder.reserve(1) == strings.NO_ROOM
+    folder.in_use = frozenset
+    assert folder.reserve(1) is None
+    assert not waiting.exists()
+
+
 def test_a_full_disk_is_noticed_before_the_upload(folder, monkeypatch):
     monkeypatch.setattr(folder, "free", lambda: 5000)
     folder.min_free = 4500
@@ -347,6 +364,33 @@ def test_limits_of_the_running_app(tmp_path, clip):
         statuses = [upload_status(server, clip)[0] for _ in range(6)]
         assert 429 in statuses
         assert ask(server, "GET", "/healthz")[0] == 200
+
+
+SLOW_TOKENS = "import time, sharp_demo.engine as e; step = e.decode_step; e.end_tokens = lambda *a: set(); "
+SLOW_TOKENS += "e.decode_step = lambda *a: time.sleep(0.1) or step(*a); import app; app.main()"
+
+
+@pytest.mark.timeout(180)
+def test_the_clip_of_a_run_that_goes_on_is_not_deleted_for_another(tmp_path):
+    """The first clip is old, and the quota holds one; nothing else could go."""
+    clip, other = write_clip(tmp_path / "clip.mp4"), tmp_path / "other.mp4"
+    other.write_bytes(clip.read_bytes()[::-1])
+    quota = (clip.stat().st_size + 1000) / 1e6
+    with (
+        serving(tmp_path, ("-c", SLOW_TOKENS), SHARP_UPLOAD_QUOTA_MB=str(quota)) as server,
+        ThreadPoolExecutor() as pool,
+    ):
+        first = Path(upload(server, clip))
+        os.utime(first, (time.time() - YOUNG_S - 60,) * 2)
+        inputs = [file_data(str(first)), "What?", ["vanilla"], 1, "tokens", 4, "tiny-llava-onevision"]
+        answer = pool.submit(call, server, inputs)
+        while not json.loads(ask(server, "GET", "/healthz")[2])["running"]:
+            time.sleep(0.05)
+        assert upload_status(server, other) == (507, strings.NO_ROOM)
+        assert first.exists()
+        assert "event: complete" in answer.result()
+        assert upload_status(server, other)[0] == 200
+        assert not first.exists()
 
 
 def upload_status(server: str, path: Path) -> tuple[int, str]:
