@@ -7,6 +7,7 @@ import sys
 from sharp_demo import logs
 from sharp_demo.engine import Engine
 from sharp_demo.errors import InputError
+from sharp_demo.memory import share_heaps
 from sharp_demo.settings import read_settings, use_own_upload_folder
 from sharp_demo.ui.page import build_ui, launch_options
 from sharp_demo.zerogpu import ZeroGPUEngine
@@ -14,6 +15,7 @@ from sharp_demo.zerogpu import ZeroGPUEngine
 
 def main() -> None:
     """Build engine and page, and serve until interrupted; exit code 2 and one line for wrong settings."""
+    share_heaps()
     try:
         settings = read_settings().for_serving()
         use_own_upload_folder()

@@ -1,0 +1,64 @@
+"""The server's heaps: what runs in many threads leave behind."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sharp_demo.memory import share_heaps
+
+ROOT = Path(__file__).resolve().parent.parent
+GLIBC = platform.libc_ver()[0] == "glibc"
+THREADS, RUN_MB, LIMIT_MB = 12, 30, 120  # with a heap for every thread: 12 * 30 MB
+# In place of the page, threads that are all there at once make a run's allocations one after another. The small block
+# that each keeps is what a cache entry is to a real run: the heap cannot shrink below it.
+SERVED = f"""
+import os, threading
+import app
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+class Page:
+    def launch(self):
+        kept, before = [], resident()
+        there, turn, over = threading.Barrier({THREADS} + 1), threading.Lock(), threading.Event()
+
+        def run():
+            there.wait()
+            with turn:
+                blocks = [b"x" * 50_000 for _ in range({RUN_MB} * 20)]
+                kept.append(b"x" * 5_000)
+                del blocks
+            over.wait()
+
+        threads = [threading.Thread(target=run) for _ in range({THREADS})]
+        for thread in threads:
+            thread.start()
+        there.wait()
+        while len(kept) < {THREADS}:
+            over.wait(0.01)
+        with turn:
+            print(round(resident() - before))
+        over.set()
+
+app.Engine = lambda settings: type("Engine", (), {{"settings": settings}})
+app.build_ui, app.launch_options = lambda *_: Page(), lambda *_: {{}}
+app.main()
+"""
+
+
+@pytest.mark.skipif(not GLIBC, reason="only glibc keeps a heap for every thread")
+def test_the_servers_threads_share_heaps():
+    done = subprocess.run([sys.executable, "-c", SERVED], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < LIMIT_MB
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert share_heaps() is False
