@@ -23,7 +23,7 @@ from sharp_demo.backbones.files import read_json
 from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.bench.asking import Asked, Film
 from sharp_demo.bench.provenance import provenance
-from sharp_demo.bench.stats import ClipBootstrap
+from sharp_demo.bench.stats import ClipBootstrap, third_of_frames
 from sharp_demo.bench.variants import Subject, Variant, things_in
 from sharp_demo.clips.draw import SIDE
 from sharp_demo.clips.generate import make_clip
@@ -40,6 +40,7 @@ MATCHES = ("tokens", "flops")
 EVALUATED = ("heldout", "validation")
 PER_CLIP = 5  # more clips say more than more questions about one clip
 CLIPS_PER_SEED = 1_000_000
+QUESTIONS_DRAW = 2  # beside the clip's number, the seed of which of its questions are asked
 THIRDS = ("early", "middle", "late")
 MAX_JOBS = 4
 ROUND = 6  # decimals in the document
@@ -129,7 +130,11 @@ def evaluate(
 
 
 def choose_clips(backbone: Backbone, plan: Plan) -> list[SyntheticClip]:
-    """Clips of the plan's split from its seed on, with `per_clip` questions each, at the model's resolution."""
+    """Clips of the plan's split from its seed on, with `per_clip` questions each, at the model's resolution.
+
+    A clip has one question of each kind it allows; which of the kinds are asked is drawn anew for every clip, so that
+    a kind with many possible questions is asked no more often than one with few.
+    """
     video = backbone.processor.video
     size = video.resized(backbone.default_frames, SIDE, SIDE)[0]
     kinds = plan.kinds or shipped_kinds(backbone.folder)
@@ -137,7 +142,9 @@ def choose_clips(backbone: Backbone, plan: Plan) -> list[SyntheticClip]:
     missing, number = plan.questions, plan.seed * CLIPS_PER_SEED
     while missing > 0:
         clip = make_clip(number, plan.split, size=size, frames=backbone.default_frames)
-        chosen = [question for question in clip.questions if question.kind in kinds][: min(plan.per_clip, missing)]
+        usable = sorted((one for one in clip.questions if one.kind in kinds), key=lambda one: one.kind)
+        drawn = np.random.default_rng((number, QUESTIONS_DRAW)).permutation(len(usable))
+        chosen = [usable[i] for i in drawn[: min(plan.per_clip, missing)]]
         if chosen:
             clips.append(replace(clip, questions=tuple(chosen)))
         missing, number = missing - len(chosen), number + 1
@@ -253,7 +260,7 @@ def _ask(asked: Asked, subject: Subject, row: Row, tally: Tally) -> None:
     method = replace(row.method, **subject.knowledge(row.variant, layout))
     right, run = asked.is_right(method, subject.question)
     kept = run.kept.cpu().numpy()
-    third = kept // (layout.rows * layout.cols) * 3 // layout.frames
+    third = third_of_frames(layout.frames)[kept // (layout.rows * layout.cols)]
     tally.right.append(right)
     tally.evidence_kept.append(float(np.isin(evidence, kept).mean()) if evidence else float("nan"))
     tally.visual.append(list(run.visual_per_layer))

@@ -16,7 +16,7 @@ from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.bench.asking import Asked, Film
 from sharp_demo.bench.evaluate import Plan, choose_clips, one_thread, setup_of
-from sharp_demo.bench.stats import ClipBootstrap
+from sharp_demo.bench.stats import ClipBootstrap, third_of_frames
 from sharp_demo.bench.tables import percent, table
 from sharp_demo.bench.variants import Subject, Variant, things_in, variant
 from sharp_demo.clips.records import SyntheticClip
@@ -74,7 +74,7 @@ def look(film: Film, clip: SyntheticClip, sums: Sums) -> VisualLayout:
         sums.clip.append(clip.seed)
         for name, scores in zip(CURVES, (raw, bias, raw - ShaRP().penalty * bias), strict=True):
             sums.curves[name].append(scores.reshape(len(scores), asked.layout.frames, -1).sum(-1))
-            sums.top_late[name].append(late_of_top(scores, RETENTION))
+            sums.top_late[name].append(late_of_top(scores, RETENTION, asked.layout.frames))
         found = list(subject.evidence(asked.layout))
         sums.evidence.append(raw[:, found].sum(1) / raw.sum(1) if found else np.full(len(raw), np.nan))
         for one in WATCHED:
@@ -88,11 +88,11 @@ def attention(asked: Asked) -> np.ndarray:
     return np.stack([run.scores[f"layer {layer}"].cpu().numpy() for layer in range(len(asked.lm.layers))])
 
 
-def late_of_top(scores: np.ndarray, share: float) -> np.ndarray:
+def late_of_top(scores: np.ndarray, share: float, frames: int) -> np.ndarray:
     """Of the `share` highest scores [layers, N] of each layer, how many lie in the last third of the clip; [layers]."""
     n = scores.shape[1]
     top = np.argsort(-scores, axis=1, kind="stable")[:, : max(1, round(share * n))]
-    return (top * 3 // n == 2).mean(1)
+    return (third_of_frames(frames)[top // (n // frames)] == 2).mean(1)
 
 
 def kept_by_frame(asked: Asked, subject: Subject, one: Variant) -> np.ndarray:
@@ -106,7 +106,7 @@ def kept_by_frame(asked: Asked, subject: Subject, one: Variant) -> np.ndarray:
 def summary(backbone: Backbone, plan: Plan, sums: Sums, layout: VisualLayout) -> dict[str, Any]:
     """Means over the questions, with intervals by clip for the shares of the last third."""
     bootstrap = ClipBootstrap(np.array(sums.clip), seed=plan.seed)
-    third = np.arange(layout.frames) * 3 // layout.frames
+    third = third_of_frames(layout.frames)
     frames_in = np.stack([third == i for i in range(3)])  # [3, F]
 
     def late(values: Sequence[float] | np.ndarray) -> dict[str, Any]:

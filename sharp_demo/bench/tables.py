@@ -110,7 +110,8 @@ def _pick(document: Document, match: str, retention: float | None = None) -> lis
     return [
         result
         for result in document["results"]
-        if result["match"] == match and (retention is None or result["retention"] in (retention, 1.0))
+        if result["match"] == match
+        and (retention is None or result["retention"] == retention or result["group"] == "reference")
     ]
 
 

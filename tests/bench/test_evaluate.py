@@ -169,6 +169,22 @@ def test_clips_come_from_the_split_and_the_seed(backbone: Backbone) -> None:
     assert {question.kind for clip in only for question in clip.questions} == {"count"}
 
 
+def test_no_kind_is_asked_more_often_for_having_more_questions(backbone: Backbone) -> None:
+    kinds = ("bg_of", "count")  # five or more of the first in a clip, one of the second; every clip has both
+    clips = choose_clips(backbone, plan(kinds=kinds, questions=60, per_clip=1))
+    asked = [clip.questions[0].kind for clip in clips]
+    assert 20 <= asked.count("count") <= 40
+    again = choose_clips(backbone, plan(kinds=kinds, questions=60, per_clip=1))
+    assert [clip.questions for clip in again] == [clip.questions for clip in clips]
+
+
+def test_a_retention_of_one_is_no_second_line_of_every_other(folder: Path, cpu_settings: Settings) -> None:
+    whole = plan(variants=parse_variants("vanilla,sharp"), retentions=(1.0, 0.3), matches=("tokens",))
+    text = markdown(evaluate(str(folder), cpu_settings, whole), "Title")
+    by_position = text.split("## By position")[1].split("## By kind")[0]
+    assert by_position.count("| ShaRP") == 1
+
+
 def test_kinds_are_those_of_the_card(backbone: Backbone, tmp_path: Path) -> None:
     assert shipped_kinds(backbone.folder) == ("bg_of", "color_in", "letter_in")
     assert shipped_kinds(tmp_path) == KINDS

@@ -19,9 +19,9 @@ PLAN = Plan(parse_variants("vanilla"), questions=4, per_clip=2, split="validatio
 def test_late_share_of_the_highest_scores() -> None:
     rising, falling = np.arange(30.0), -np.arange(30.0)
     middle = -np.abs(np.arange(30.0) - 15)
-    assert late_of_top(np.stack([rising, falling, middle]), 0.2).tolist() == [1.0, 0.0, 0.0]
-    assert late_of_top(rising[None], 0.5).tolist() == [pytest.approx(10 / 15)]
-    assert late_of_top(rising[None], 0.001).tolist() == [1.0]  # at least one
+    assert late_of_top(np.stack([rising, falling, middle]), 0.2, frames=15).tolist() == [1.0, 0.0, 0.0]
+    assert late_of_top(rising[None], 0.5, frames=15).tolist() == [pytest.approx(10 / 15)]
+    assert late_of_top(rising[None], 0.001, frames=15).tolist() == [1.0]  # at least one
 
 
 def test_attention_is_the_engines(backbone: Backbone, clip: SyntheticClip, film: Film) -> None:

@@ -3,11 +3,23 @@
 import numpy as np
 import pytest
 
-from sharp_demo.bench.stats import ClipBootstrap
+from sharp_demo.bench.stats import ClipBootstrap, third_of_frames
+from sharp_demo.clips.questions import third
+from sharp_demo.clips.records import INTERVALS
 
 
 def clips(count: int, each: int) -> np.ndarray:
     return np.repeat(np.arange(count), each)
+
+
+@pytest.mark.parametrize("frames", [4, 8, 16, 32])
+def test_a_frame_lies_in_the_third_of_its_middle(frames: int) -> None:
+    thirds = third_of_frames(frames)
+    for frame in range(frames):
+        assert thirds[frame] / 3 <= (frame + 0.5) / frames < (thirds[frame] + 1) / 3
+    names = ("early", "middle", "late")
+    if frames == INTERVALS:  # as the questions' evidence is placed
+        assert [names[i] for i in thirds] == [third((frame, frame)) for frame in range(frames)]
 
 
 def answers(count: int, share: float, seed: int = 1) -> np.ndarray:
