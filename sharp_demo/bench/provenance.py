@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from sharp_demo.backbones.load import Backbone
 from sharp_demo.engine import versions
 from sharp_demo.settings import ROOT
 
+MEASURING = ("backbones", "bench", "clips", "pruning")  # packages whose code decides accuracies and attention
+
 
 def provenance(backbone: Backbone) -> dict[str, Any]:
-    """JSON-ready: commit (with "+changes" where tracked code differs), versions, machine, model."""
+    """JSON-ready: commit (with "+changes" where code differs), digest of the code, versions, machine, model."""
     info = backbone.info
     return {
         "commit": commit(),
+        "code_sha256": code_digest(),
         "versions": versions(),
         "machine": machine(),
         "model": {
@@ -68,10 +72,20 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def code_digest(package: Path = ROOT / "sharp_demo") -> str:
+    """SHA-256 over the source files that measured figures depend on, in the order of their paths."""
+    files = [package / "cost.py", *(path for name in MEASURING for path in (package / name).rglob("*.py"))]
+    return _digest(sorted(files))
+
+
 def weights_digest(folder: Path) -> str:
     """SHA-256 over all safetensors of a checkpoint, in the order of their names."""
+    return _digest(sorted(folder.glob("*.safetensors")))
+
+
+def _digest(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)

@@ -1,6 +1,6 @@
 """python -m sharp_demo.bench.publish: makes every table of docs/results/ about accuracy and attention.
 
-Held-out clips: evaluate-, ablation- and phenomena-MODEL, as JSON and Markdown. What is there already, made with the
+Held-out clips: PART-MODEL for every part, as JSON and Markdown. What is there already, made by the same code with the
 same weights, clips and methods, is left alone. Validation clips (--split validation): what was tried, with its
 numbers, is added to validation-log.md; readings and thresholds are decided there and nowhere else.
 """
@@ -14,13 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sharp_demo.backbones.families import family_of
 from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.bench.command import TITLE, Reporter, parse_retentions, to_json
 from sharp_demo.bench.evaluate import Plan, evaluate, setup_of, usable_jobs
+from sharp_demo.bench.front_door import front_door
+from sharp_demo.bench.front_door import markdown as front_door_markdown
 from sharp_demo.bench.phenomena import markdown as phenomena_markdown
 from sharp_demo.bench.phenomena import phenomena
 from sharp_demo.bench.tables import about, accuracy_table, differences_to, markdown
-from sharp_demo.bench.variants import ABLATION, CORE, every_method, parse_variants
+from sharp_demo.bench.variants import ABLATION, CORE, RENUMBERED, every_method, parse_variants
+from sharp_demo.engine import Engine
 from sharp_demo.errors import InputError
 from sharp_demo.settings import ROOT, Settings
 
@@ -34,6 +38,9 @@ the paper is the default, and every threshold that is not the paper's, is decide
 VOLATILE = ("commit", "machine")  # of a setup: may differ without the numbers being others
 ABLATION_QUESTIONS = 200
 PHENOMENA_QUESTIONS = 100
+POSITIONS_QUESTIONS = 100
+FRONT_DOOR_SEED = 9  # clips of its own
+FRONT_DOOR_PER_CLIP = 8  # 50 clips with 400 questions
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,7 +76,9 @@ def publish(chosen: argparse.Namespace, settings: Settings) -> None:
             continue
         backbone = load(model, settings)
         for part in chosen.part or PARTS:
-            plan, make = PARTS[part](chosen)
+            if (planned := PARTS[part](chosen, backbone)) is None:
+                continue
+            plan, make = planned
             target = chosen.out / f"{part}-{Path(model).name}.json"
             if not chosen.fresh and is_made(target, setup_of(backbone, plan)):
                 print(f"{target.name} is there already", file=sys.stderr)
@@ -91,9 +100,10 @@ def is_made(target: Path, setup: dict[str, Any]) -> bool:
 
 Made = tuple[str, str]  # JSON and Markdown
 Make = Callable[[Backbone, Settings, Plan, int], Made]
+Planned = tuple[Plan, Make]
 
 
-def _evaluation(chosen: argparse.Namespace) -> tuple[Plan, Make]:
+def _evaluation(chosen: argparse.Namespace, backbone: Backbone) -> Planned:
     def make(backbone: Backbone, settings: Settings, plan: Plan, jobs: int) -> Made:
         document = evaluate(backbone.name, settings, plan, jobs=jobs, progress=Reporter(backbone.name))
         return to_json([document]), markdown(document, TITLE.format(Path(backbone.name).name))
@@ -101,7 +111,7 @@ def _evaluation(chosen: argparse.Namespace) -> tuple[Plan, Make]:
     return Plan(CORE, questions=chosen.questions, seed=chosen.seed), make
 
 
-def _systems(chosen: argparse.Namespace) -> tuple[Plan, Make]:
+def _systems(chosen: argparse.Namespace, backbone: Backbone) -> Planned:
     def make(backbone: Backbone, settings: Settings, plan: Plan, jobs: int) -> Made:
         document = evaluate(backbone.name, settings, plan, jobs=jobs, progress=Reporter(f"{backbone.name}, systems"))
         title = f"Every method on {Path(backbone.name).name}, at equal FLOPs"
@@ -111,7 +121,21 @@ def _systems(chosen: argparse.Namespace) -> tuple[Plan, Make]:
     return Plan(every_method(), (0.25, 0.2, 0.15, 0.1, 0.05), ("flops",), chosen.questions, chosen.seed), make
 
 
-def _ablation(chosen: argparse.Namespace) -> tuple[Plan, Make]:
+def _positions(chosen: argparse.Namespace, backbone: Backbone) -> Planned | None:
+    """None where positions have several axes: nothing is ever numbered anew there."""
+    if family_of(backbone.model.config).needs_grid:
+        return None
+
+    def make(backbone: Backbone, settings: Settings, plan: Plan, jobs: int) -> Made:
+        document = evaluate(backbone.name, settings, plan, jobs=jobs, progress=Reporter(f"{backbone.name}, positions"))
+        title = f"Positions numbered anew or kept on {Path(backbone.name).name}, methods that prune before the LLM"
+        return to_json([document]), markdown(document, title)
+
+    questions = min(POSITIONS_QUESTIONS, chosen.questions)
+    return Plan(RENUMBERED, (0.5, 0.25, 0.1), ("tokens",), questions=questions, seed=chosen.seed), make
+
+
+def _ablation(chosen: argparse.Namespace, backbone: Backbone) -> Planned:
     def make(backbone: Backbone, settings: Settings, plan: Plan, jobs: int) -> Made:
         document = evaluate(backbone.name, settings, plan, jobs=jobs, progress=Reporter(f"{backbone.name}, ablation"))
         title = f"ShaRP's modules and readings on {Path(backbone.name).name}"
@@ -122,7 +146,7 @@ def _ablation(chosen: argparse.Namespace) -> tuple[Plan, Make]:
     return Plan(ABLATION, (0.15, 0.1, 0.05, 0.02), ("tokens",), questions=questions, seed=chosen.seed), make
 
 
-def _phenomena(chosen: argparse.Namespace) -> tuple[Plan, Make]:
+def _phenomena(chosen: argparse.Namespace, backbone: Backbone) -> Planned:
     def make(backbone: Backbone, settings: Settings, plan: Plan, jobs: int) -> Made:
         seen = phenomena(backbone, plan, Reporter(f"{backbone.name}, phenomena"))
         return json.dumps(seen) + "\n", phenomena_markdown(seen)
@@ -131,11 +155,24 @@ def _phenomena(chosen: argparse.Namespace) -> tuple[Plan, Make]:
     return Plan(parse_variants("vanilla"), questions=questions, seed=chosen.seed, per_clip=1), make
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], tuple[Plan, Make]]] = {
+def _front_door(chosen: argparse.Namespace, backbone: Backbone) -> Planned:
+    def make(backbone: Backbone, settings: Settings, plan: Plan, jobs: int) -> Made:
+        engine = Engine(settings.model_copy(update={"model": backbone.name}))
+        seen = front_door(backbone, engine, plan, Reporter(f"{backbone.name}, front door"))
+        return json.dumps(seen) + "\n", front_door_markdown(seen)
+
+    return Plan(
+        parse_variants("vanilla"), questions=chosen.questions, seed=FRONT_DOOR_SEED, per_clip=FRONT_DOOR_PER_CLIP
+    ), make
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Backbone], Planned | None]] = {
     "evaluate": _evaluation,
     "systems": _systems,
     "ablation": _ablation,
     "phenomena": _phenomena,
+    "positions": _positions,
+    "front-door": _front_door,
 }
 
 

@@ -164,6 +164,15 @@ ABLATION = (
     variant("sharp", "All, dedup_absorb=drop", dedup_absorb="drop"),
     variant("random", layer=1),
 )
+# Methods that prune before the LLM and number what is left anew, and the same with positions kept.
+RENUMBERED = (
+    variant("vanilla"),
+    *(
+        one
+        for name in ("visionzip", "evs", "sharpv", "holitom")
+        for one in (variant(name), variant(name, reindex_positions=False))
+    ),
+)
 
 
 def every_method() -> tuple[Variant, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sharp_demo.bench import publish
+from sharp_demo.bench import provenance, publish
 from sharp_demo.bench.tables import OFF_NOTE, accuracy_table, differences_to
 from sharp_demo.bench.variants import parse_variants
 from sharp_demo.settings import ROOT
@@ -32,11 +32,10 @@ def test_parts_are_written_once_and_made_again_when_the_weights_change(
     monkeypatch.setattr(publish, "CORE", few)
     monkeypatch.setattr(publish, "ABLATION", few)
     monkeypatch.setattr(publish, "every_method", lambda: few)
+    monkeypatch.setattr(publish, "RENUMBERED", parse_variants("vanilla,evs,evs:reindex_positions=false"))
     out = tmp_path / "results"
     assert run(llava_with_card, out) == 0
-    names = {
-        f"{part}-model.{kind}" for part in ("evaluate", "systems", "ablation", "phenomena") for kind in ("json", "md")
-    }
+    names = {f"{part}-model.{kind}" for part in publish.PARTS for kind in ("json", "md")}
     assert {file.name for file in out.iterdir()} == names
     assert "| sharp |" not in (out / "ablation-model.md").read_text()
     assert "## Difference to ShaRP as it is" in (out / "ablation-model.md").read_text()
@@ -44,10 +43,15 @@ def test_parts_are_written_once_and_made_again_when_the_weights_change(
     capsys.readouterr()
 
     assert run(llava_with_card, out) == 0
-    assert capsys.readouterr().err.count("is there already") == 4
+    assert capsys.readouterr().err.count("is there already") == len(publish.PARTS) == 6
     (out / "evaluate-model.md").unlink()
     assert run(llava_with_card, out, "--fresh", "--part", "evaluate") == 0
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before  # the same, to the byte
+
+    with monkeypatch.context() as other_code:
+        other_code.setattr(provenance, "code_digest", lambda: "0" * 64)
+        assert run(llava_with_card, out, "--part", "phenomena") == 0
+        assert "wrote phenomena-model.json" in capsys.readouterr().err
 
     weights = llava_with_card / "model.safetensors"
     changed = bytearray(weights.read_bytes())
@@ -57,6 +61,26 @@ def test_parts_are_written_once_and_made_again_when_the_weights_change(
     capsys.readouterr()
     assert run(llava_with_card, out, "--part", "phenomena") == 0
     assert "wrote phenomena-model.json" in capsys.readouterr().err
+
+
+def test_the_digest_of_the_code_follows_what_is_measured_with(tmp_path: Path) -> None:
+    for name in provenance.MEASURING:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.py").write_text("a = 1")
+    (tmp_path / "cost.py").write_text("c = 1")
+    (tmp_path / "ui.py").write_text("u = 1")
+    before = provenance.code_digest(tmp_path)
+    (tmp_path / "ui.py").write_text("u = 2")
+    assert provenance.code_digest(tmp_path) == before
+    (tmp_path / "pruning" / "a.py").write_text("a = 2")
+    assert provenance.code_digest(tmp_path) != before
+
+
+def test_no_position_is_numbered_anew_on_qwen2_vl(
+    tiny_qwen_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(tiny_qwen_folder, tmp_path / "out", "--part", "positions") == 0
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_validation_runs_are_logged_one_after_another(llava_with_card: Path, tmp_path: Path) -> None:
