@@ -337,7 +337,7 @@ def prefill(
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="visual tokens; default: those of 32 sampled frames")] = None,
     text_tokens: Annotated[int, typer.Option(help="other tokens of the prompt")] = 40,
-    methods: Annotated[str, typer.Option(help="measured against vanilla, comma-separated")] = (
+    methods: Annotated[str, typer.Option(help="measured against vanilla, comma-separated; all for every method")] = (
         "vanilla,fastv,feather,sharp"
     ),
     retention: Annotated[str, typer.Option(help="shares of visual tokens to keep, each in (0, 1)")] = "0.235,0.14",

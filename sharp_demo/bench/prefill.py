@@ -17,6 +17,7 @@ import torch
 
 from sharp_demo.backbones.features import encode_video
 from sharp_demo.backbones.load import choose_attention
+from sharp_demo.backbones.signals import signals_refusal
 from sharp_demo.bench.content import Content
 from sharp_demo.bench.provenance import commit, machine
 from sharp_demo.bench.subject import FRAME_SIZE, Prompt, Subject, make_prompt
@@ -52,6 +53,8 @@ CONTAINS = {
     "gather": "taking the surviving rows, positions and rotations",
     "other": "what methods outside that table do beside: merging, cutting into segments, trimming the cache",
     "forward": "prefill without the stages: decoder layers, segment-masked attention, final norm, one row of logits",
+    "vision_scores": "attention and keys of one layer of the vision tower, computed a second time for the methods that "
+    "choose by them; not in LLM Fw., Total or the share beside it",
     "bias_cold": "what the first prompt with this layout pays on top: one black frame through the vision tower (a "
     "stand-in of one layer where a configuration's tower is not timed), then the black video through the layers before",
     "decode": "one further token, greedy, on the pruned cache; median",
@@ -224,23 +227,28 @@ class Bench:
         return seen
 
     @torch.inference_mode()
-    def vision_ms(self) -> list[float]:
-        """Times of the vision tower on as many frames of noise, after one frame as a warm-up."""
+    def vision_ms(self) -> tuple[list[float], list[float]]:
+        """Times of the vision tower on as many frames of noise, after one frame as a warm-up; of reading it, apart.
+
+        It is read (attention and keys of one layer) where a method of the plan chooses by it.
+        """
         subject, plan = self.subject, self.plan
         if plan.vision and subject.stand_in_tower:
             raise InputError("the vision tower was not built: it cannot be timed")
         step = subject.family.frames_per_token(subject.model.config)
         rng = np.random.default_rng(plan.seed)
         video = rng.integers(0, 256, (self.frames * step, *FRAME_SIZE, 3), dtype=np.uint8) if plan.vision else None
-        times = []
+        read = any(method_class(name).needs_vision for name in plan.methods) and signals_refusal(subject.model) is None
+        times, reading = [], []
         for number in range(plan.vision + 1 if plan.vision else 0):
             assert video is not None
             pixels = subject.processor.video.pixels(video if number else video[:step])
             watch = Stopwatch(subject.model.device)
             with watch("vision"):
-                encode_video(subject.model, pixels)
-            times.append(watch.ms()["vision"])
-        return times[1:]
+                features = encode_video(subject.model, pixels, signals=read)
+            reading.append(features.signals.ms if features.signals is not None else 0.0)
+            times.append(watch.ms()["vision"] - reading[-1])
+        return times[1:], reading[1:] if read else []
 
     def _use(self, attention: str) -> None:
         """Ask the model itself what it runs: another bench may have used it since."""
@@ -287,7 +295,7 @@ def measure_prefill(
         if method is not None:
             method.check(subject.shape.layers)
     with attention_restored(subject.model):
-        vision = bench.vision_ms()
+        vision, reading = bench.vision_ms()
         cold = bench.warm_up(cases, progress) if measure is None else {}
         samples = interleaved(cases, plan.rounds, measure or bench.measure, progress)
     prompt = bench.prompts[plan.contents[0]]
@@ -295,9 +303,11 @@ def measure_prefill(
         "kind": "prefill",
         "setup": _setup(subject, plan, prompt, reasons),
         "vision_ms": summary(vision) if vision else None,
+        "vision_scores_ms": summary(reading) if reading else None,
         "attached_overhead": {case.attention: _overhead(samples, case) for case in cases if case.method == PLAIN},
         "results": [
-            _result(subject, bench.prompts[case.content], case, samples, cold.get(case), vision) for case in cases
+            _result(subject, bench.prompts[case.content], case, samples, cold.get(case), vision, reading)
+            for case in cases
         ],
     }
 
@@ -340,6 +350,7 @@ def _result(
     samples: dict[Case, list[Sample]],
     cold: Sample | None,
     vision: Sequence[float],
+    reading: Sequence[float],
 ) -> dict[str, Any]:
     mine = samples[case]
     vanilla_case = next(c for c in samples if c.method == "vanilla" and c.attention == case.attention)
@@ -356,6 +367,9 @@ def _result(
     speedup, cpu = paired_ratio(reference, times), _cpu_ms(mine)
     flops = _flops(subject, prompt, case, mine[-1].run)
     setup_ms = cold.stages.get(COLD) if cold is not None else None
+    needs_vision = case.method != PLAIN and method_class(case.method).needs_vision
+    scores_ms = float(np.median(reading)) if len(reading) and needs_vision else 0.0
+    tower_ms = float(np.median(vision)) + scores_ms if len(vision) else None
     return {
         "method": case.method,
         "retention": case.retention,
@@ -371,12 +385,13 @@ def _result(
             "total": timed["median"],
         },
         "beside_forward": {"ms": beside, "share_of_vanilla": beside / vanilla_ms},
+        "vision_scores": {"ms": scores_ms, "share_of_vanilla": scores_ms / vanilla_ms} if scores_ms else None,
         "bias_setup_ms": setup_ms,
         "prefill_cold_ms": None if setup_ms is None else timed["median"] + setup_ms,
         "first_token_ms": {
             "without_vision": timed["median"],
-            "with_vision": timed["median"] + float(np.median(vision)) if len(vision) else None,
-            "vision_share": float(np.median(vision) / (np.median(vision) + timed["median"])) if len(vision) else None,
+            "with_vision": None if tower_ms is None else timed["median"] + tower_ms,
+            "vision_share": None if tower_ms is None else tower_ms / (tower_ms + timed["median"]),
         },
         "decode_ms_per_token": summary(decode) if decode else None,
         "decode_gain": asdict(paired_ratio(decode_vanilla, decode)) if decode else None,

@@ -20,6 +20,7 @@ from sharp_demo.bench.prefill_tables import markdown
 from sharp_demo.bench.subject import Subject, checkpoint_subject, random_subject
 from sharp_demo.bench.timing import torch_threads
 from sharp_demo.errors import InputError
+from sharp_demo.pruning.registry import list_methods
 from sharp_demo.settings import Settings
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ def run(
         settings = placed(settings, device=device, dtype=dtype, attention=backend)
     contents = product(numbers(segments, int, "segments"), numbers(duplicates, float, "duplicates"))
     plan = PrefillPlan(
-        methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
+        methods=methods_of(methods),
         retentions=numbers(retention, float, "retention"),
         contents=tuple(Content(count, share) for count, share in contents),
         attentions=() if backends == ("auto",) else backends,
@@ -110,6 +111,12 @@ def build(model: str | None, config: str | None, settings: Settings, layers: int
         raise InputError("--layers shortens a configuration; a checkpoint keeps all of its layers")
     assert model is not None
     return checkpoint_subject(model, settings)
+
+
+def methods_of(text: str) -> tuple[str, ...]:
+    """Read "vanilla,sharp"; "all" stands for every registered method."""
+    named = (name.strip() for name in text.split(",") if name.strip())
+    return tuple(dict.fromkeys(one for name in named for one in (list_methods() if name == "all" else [name])))
 
 
 def numbers(text: str, kind: Callable[[str], T], what: str) -> tuple[T, ...]:

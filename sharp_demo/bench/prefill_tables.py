@@ -92,6 +92,8 @@ def attached_overheads(document: Document) -> list[str]:
 def stages(document: Document) -> Section:
     """The columns of the ShaRP paper's Table 4, medians in milliseconds."""
     header = ["method", *STAGE_TITLES.values(), "LLM Fw.", "Total", "beside Fw., of vanilla", "bias, first use"]
+    read = document.get("vision_scores_ms") is not None
+    header += ["tower's scores", "of vanilla"] if read else []
     rows = []
     for result in document["results"]:
         if result["method"] == PLAIN:
@@ -107,13 +109,20 @@ def stages(document: Document) -> Section:
                 "" if setup is None else f"+{milliseconds(setup)}",
             ]
         )
+        if read:
+            scores = result["vision_scores"]
+            rows[-1] += (
+                ["", ""] if scores is None else [f"+{milliseconds(scores['ms'])}", f"{scores['share_of_vanilla']:.2%}"]
+            )
     contains = document["setup"]["contains"]
     named = [f"{title} {contains[name]}" for name, title in STAGE_TITLES.items()]
     return Section(
         "Stages, milliseconds (columns of Table 4 of the paper)",
         header,
         rows,
-        "; ".join([*named, f"LLM Fw. {contains['forward']}", f"bias, first use: {contains['bias_cold']}, once"]) + ".",
+        "; ".join([*named, f"LLM Fw. {contains['forward']}", f"bias, first use: {contains['bias_cold']}, once"])
+        + (f"; tower's scores: {contains['vision_scores']}" if read else "")
+        + ".",
     )
 
 

@@ -20,12 +20,14 @@ from sharp_demo.backbones.published import published
 from sharp_demo.bench import prefill, prefill_tables, scale
 from sharp_demo.bench.content import Content, clip_like
 from sharp_demo.bench.prefill import PLAIN, TABLE_4, Bench, Case, PrefillPlan, Sample, measure_prefill, round_order
+from sharp_demo.bench.prefill_command import methods_of
 from sharp_demo.bench.subject import Subject, build_subject, checkpoint_subject, make_prompt
 from sharp_demo.bench.timing import MAX_SPREAD, paired_ratio, peak_memory, spread, torch_threads
 from sharp_demo.cli import main
 from sharp_demo.cost import exact_tflops, kv_bytes
 from sharp_demo.errors import InputError, MethodError
 from sharp_demo.pruning import method as method_module
+from sharp_demo.pruning.registry import list_methods
 from sharp_demo.pruning.sharp.segments import frame_means, segment_frames
 from sharp_demo.settings import Settings
 
@@ -236,6 +238,35 @@ def test_qwen2_vl_with_its_tower_timed(cpu_settings: Settings) -> None:
     first = document["results"][-1]["first_token_ms"]
     assert first["with_vision"] == first["without_vision"] + document["vision_ms"]["median"]
     assert 0 < first["vision_share"] < 1
+
+
+def test_reading_the_tower_is_paid_by_those_who_choose_by_it(cpu_settings: Settings) -> None:
+    subject = small("qwen2-vl-2b", cpu_settings, vision=True)
+    plan = replace(PLAN, methods=("vanilla", "sharp", "visionzip", "visionzip+sharp"), tokens=360, vision=2)
+    document = measure_prefill(subject, plan)
+    reading = document["vision_scores_ms"]["median"]
+    assert reading > 0
+    by_method = {result["method"]: result for result in document["results"]}
+    for name, result in by_method.items():
+        first, tower = result["first_token_ms"], document["vision_ms"]["median"]
+        pays = name in ("visionzip", "visionzip+sharp")
+        assert result["vision_scores"] == (
+            {"ms": reading, "share_of_vanilla": reading / by_method["vanilla"]["prefill_ms"]["median"]}
+            if pays
+            else None
+        )
+        assert first["with_vision"] == pytest.approx(first["without_vision"] + tower + pays * reading)
+    stages = prefill_tables.stages(document)
+    assert stages.header[-2:] == ["tower's scores", "of vanilla"]
+    assert [row[0] for row in stages.rows if row[-2]] == ["VisionZip 25.0%", "VisionZip + ShaRP 25.0%"]
+    unread = measure_prefill(subject, replace(plan, methods=("vanilla", "sharp")))
+    assert unread["vision_scores_ms"] is None
+    assert "tower's scores" not in prefill_tables.markdown(unread)
+
+
+def test_all_stands_for_every_method() -> None:
+    assert methods_of("sharp, all") == ("sharp", *(name for name in list_methods() if name != "sharp"))
+    assert methods_of("fastv,sharp") == ("fastv", "sharp")
 
 
 def test_a_stand_in_tower_is_never_timed(llava: Subject) -> None:
