@@ -563,6 +563,7 @@ class Engine:
                 timed.append(Timed(watch.ms()["prefill"], run.stages, run.bias_cold))
             (first_prob,) = finite(probabilities[token : token + 1])
             kv_bytes = cache_bytes(cache)
+            kv_per_layer = [layer.get_seq_length() - (length - shared.layout.tokens) for layer in cache.layers]
             decode_ms, steps = 0.0, 0
             ends = end_tokens(model, backbone.processor.tokenizer)
             while token not in ends:
@@ -591,6 +592,7 @@ class Engine:
                     first_token_prob=first_prob,
                     tokens=token_counts(run, length),
                     visual_per_layer=list(run.visual_per_layer),
+                    kv_per_layer=kv_per_layer,
                     layout=shared.layout,
                     **kept_by_frame(run, shared.layout),
                     merged_into=merged_pairs(run),

@@ -114,6 +114,8 @@ class Result:
     tokens : {"prompt", "visual", "kept", "retention", "layer_mean"}; kept = after the last prune,
         retention = kept / visual, layer_mean = mean share of visual tokens over the decoder layers.
     visual_per_layer : visual tokens that entered each decoder layer.
+    kv_per_layer : visual tokens whose keys and values each layer's cache holds after the prefill; fewer than entered
+        where a method forgot them (SharpV's memory stage).
     kept : per layout frame, the row-major indices (0..rows*cols-1) of its kept tokens, ascending.
     role : per layout frame, parallel to `kept`: "kept", "register", "filled", "merged", "grid" ...
     merged_into : [from_slot, to_slot] pairs of the tokens that were averaged into another one.
@@ -151,6 +153,7 @@ class Result:
     seed: int
     versions: dict[str, str]
     model: str = ""
+    kv_per_layer: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     trace: dict[str, list[Any]] = field(default_factory=dict)
 

@@ -527,3 +527,19 @@ def test_embedded_models_are_listed_before_the_hub(cpu_settings: Settings) -> No
     assert default.models()[:2] == ["tiny-llava-onevision", "tiny-qwen2-vl"]
     assert default.default_model == "tiny-llava-onevision"
     assert Engine(cpu_settings).models()[0].startswith("llava-hf/")
+
+
+def test_what_each_layers_cache_holds_is_told_apart_from_what_entered(engine: Engine, video: str) -> None:
+    kept = MethodSpec("sharpv", {"memory_threshold": -1}, retention=0.5)
+    forgetful = MethodSpec("sharpv", {"memory_threshold": 0.999}, retention=0.5)
+    request = Request(video, "What is it?", (MethodSpec("vanilla"), kept, forgetful), max_new_tokens=2)
+    vanilla, whole, none = [event.result for event in engine.stream(request) if isinstance(event, MethodDone)]
+    assert vanilla.kv_per_layer == vanilla.visual_per_layer == [vanilla.tokens["visual"]] * 4
+    assert whole.kv_per_layer == whole.visual_per_layer == [whole.tokens["kept"]] * 4
+    assert none.visual_per_layer == whole.visual_per_layer
+    assert none.kv_per_layer == [none.tokens["kept"], 0, 0, 0]  # what enters layer 0 is the features themselves
+    rows = sum(vanilla.kv_per_layer) + 4 * (vanilla.tokens["prompt"] - vanilla.tokens["visual"])
+    per_row = vanilla.memory["kv_bytes"] / rows
+    for one in (whole, none):
+        text = one.tokens["prompt"] - one.tokens["visual"]
+        assert one.memory["kv_bytes"] == per_row * (sum(one.kv_per_layer) + 4 * text)
