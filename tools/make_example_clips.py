@@ -144,8 +144,16 @@ def chosen(folder: Path) -> list[dict[str, Any]]:
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.mp4"):
-        old.unlink()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # the old clips stay until all new ones are there
+        write_all(Path(scratch))
+        for old in folder.glob("*.mp4"):
+            old.unlink()
+        for made in Path(scratch).iterdir():
+            made.replace(folder / made.name)
+
+
+def write_all(folder: Path) -> None:
+    """Every film and examples.json."""
     rows, seeds = [], count(FIRST_SEED)
     for name, kind, position in EXAMPLES:
         seed, question = next(
