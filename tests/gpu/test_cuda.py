@@ -3,6 +3,8 @@
 Imports no video decoder and no web framework, so that it runs where torch and transformers are all there is.
 """
 
+import warnings
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.engine import prefill
 from sharp_demo.pruning.attention import Span, pack_segments, packed_segment_attention, segment_attention, varlen_kernel
 from sharp_demo.pruning.registry import list_methods, make_method
+from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.settings import Settings
 from tests.pruning.prompts import Prompt
 
@@ -63,3 +66,27 @@ def test_varlen_segment_attention_equals_sdpa(prefix_visible: bool, backend: str
         pytest.skip(f"this machine has no varlen kernel that goes with {backend}")
     got = packed_segment_attention(q, k, v, pack_segments(span, 2000, q.device), 128**-0.5, kernel)
     torch.testing.assert_close(got.float(), expected, atol=2e-2, rtol=2e-2)
+
+
+@torch.inference_mode()
+def waits(name: str, backbone: Backbone, prompt: Prompt, cache: BiasCache) -> int:
+    """How often CUDA says that the host waited for it during a prefill, bias warm."""
+    inputs = prompt.inputs()
+    with make_method(name, 0.3)(backbone.model, backbone.processor, cache):
+        prefill(backbone.model, inputs)
+        torch.cuda.synchronize()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                prefill(backbone.model, inputs)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(one.message) for one in caught)
+
+
+def test_sharp_waits_for_the_gpu_at_most_twice(pair: tuple[Backbone, Backbone]) -> None:
+    """Segment boundaries and counts; what the model itself waits for is vanilla's."""
+    backbone = pair[1]
+    prompt, cache = Prompt(backbone), BiasCache()
+    assert waits("sharp", backbone, prompt, cache) - waits("vanilla", backbone, prompt, cache) <= 2

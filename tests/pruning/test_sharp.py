@@ -17,6 +17,7 @@ from sharp_demo.backbones.features import encode_video
 from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.backbones.tiny import TinyShape, write_checkpoint
 from sharp_demo.errors import MethodError
+from sharp_demo.pruning import attention
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.runtime import Prefill
 from sharp_demo.pruning.sharp import ShaRP
@@ -26,6 +27,7 @@ from sharp_demo.pruning.sharp.bias import BiasCache, BlackRows
 from sharp_demo.pruning.sharp.segments import cut, frame_means, segment_frames, token_bounds
 from sharp_demo.settings import Settings
 from tests.pruning.prompts import Prompt, greedy, scenes
+from tests.pruning.test_attention import varlen
 
 
 @dataclass(frozen=True)
@@ -324,3 +326,28 @@ def test_the_formulation_for_gpus_waits_twice(prompt: Prompt, monkeypatch: pytes
         greedy(prompt, steps=1)
     assert torch.equal(record.kept, expected)
     assert waits.seen == ["tolist", "index"]
+
+
+def test_all_formulations_for_gpus_together_are_those_for_the_cpu(
+    prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One variable-length call for the segment mask, blocks and pointer doubling in RegD: kept, roles and answer."""
+    with ShaRP(retention=0.25)(prompt.model, prompt.backbone.processor, BiasCache()) as walked:
+        expected, logits, _ = greedy(prompt, steps=3)
+    calls: list[int] = []
+
+    def kernel(q: Tensor, *rest) -> Tensor:
+        calls.append(len(q))
+        return varlen(q, *rest)
+
+    monkeypatch.setattr(attention, "varlen_kernel", lambda device, dtype, backend: kernel)
+    monkeypatch.setattr(sharp_method, "refine", partial(sharp_method.refine, walk=False))
+    with ShaRP(retention=0.25)(prompt.model, prompt.backbone.processor, BiasCache()) as packed:
+        tokens, packed_logits, _ = greedy(prompt, steps=3)
+    assert calls[0] == prompt.length  # layer 0, all rows in one call
+    assert len(walked.segments) > 1
+    assert torch.equal(packed.kept, walked.kept)
+    assert torch.equal(packed.role, walked.role)
+    assert torch.equal(packed.merged_into, walked.merged_into)
+    torch.testing.assert_close(packed_logits, logits, atol=2e-5, rtol=0)
+    assert tokens == expected
