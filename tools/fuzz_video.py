@@ -1,11 +1,13 @@
-"""Decode damaged and hostile clips and write what happened as a table (docs/results/fuzz-video.md, .json).
+"""Damaged and hostile clips, decoded and sent to the running app: docs/results/fuzz-video.md and .json.
 
-Usage: python tools/fuzz_video.py [COPIES_PER_CODEC]      (default: 200)
-The cases are those of tests/video/test_fuzz.py; every check made there is made here, and a failed one ends the run.
+Usage: python tools/fuzz_video.py [COPIES_PER_CODEC] [--output docs/results/fuzz-video]      (default: 200 copies)
+The cases are those of tests/video/test_fuzz.py, first decoded by this process, then uploaded to a server of its own and
+asked about, as in tests/ui/test_fuzz_server.py. Every check made there is made here, and a failed one ends the run.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import sys
@@ -22,6 +24,7 @@ from sharp_demo.bench.provenance import commit, machine  # noqa: E402
 from sharp_demo.errors import VideoError  # noqa: E402
 from sharp_demo.settings import Settings  # noqa: E402
 from sharp_demo.video import reader, sandbox  # noqa: E402
+from tests.ui import test_fuzz_server as served  # noqa: E402
 from tests.video.clips import write_clip  # noqa: E402
 from tests.video.test_fuzz import HOSTILE, SOURCES, check, clip_or_error, run  # noqa: E402
 
@@ -98,10 +101,50 @@ def hostile(folder: Path, limits: Settings, peaks: Peaks) -> list[dict[str, Any]
     return rows
 
 
+def through_server(copies: int, folder: Path) -> dict[str, Any]:
+    """One row per codec and one of all hostile files, and what the server's process was like before and after."""
+    with served.watched_app(folder, rounds=served.WARM_ROUNDS) as server:
+        rows, first = [], server.resident_mb()
+        for kind in (*SOURCES, "hostile"):
+            before, children = server.resident_mb(), len(server.child_peaks())
+            files = served.hostile(folder) if kind == "hostile" else served.damaged(kind, copies, folder)
+            sent = server.send_all(files)
+            if kind == "hostile":
+                served.check_hostile(sent)
+            seconds = sorted(one.seconds for one in sent)
+            rows.append(
+                {
+                    "kind": kind,
+                    "files": len(sent),
+                    "results": sum(not one.says for one in sent),
+                    "messages": sum(bool(one.says) for one in sent),
+                    "median_s": seconds[len(seconds) // 2],
+                    "slowest_s": seconds[-1],
+                    "server_growth_mb": server.resident_mb() - before,
+                    "child_peak_mb": max(server.child_peaks()[children:], default=0.0),
+                }
+            )
+            print(rows[-1], flush=True)
+        resident = server.resident_mb()
+        took = sorted(server.health_s)
+        found = {
+            "clients": served.CLIENTS,
+            "rows": rows,
+            "server_before_mb": first,
+            "server_after_mb": resident,
+            "children": len(server.child_peaks()),
+            "health": {"asked": len(took), "p99_s": took[int(0.99 * (len(took) - 1))], "slowest_s": took[-1]},
+        }
+        print(found, flush=True)
+        server.assert_whole(first)
+    return found
+
+
 def markdown(document: dict[str, Any]) -> str:
     """The tables as Markdown."""
     total = sum(row["clips"] for row in document["damaged"])
-    host = document["machine"]
+    host, server = document["machine"], document["server"]
+    health = server["health"]
     lines = [
         "# Damaged and hostile clips",
         "",
@@ -126,22 +169,45 @@ def markdown(document: dict[str, Any]) -> str:
             f"| {row['file']} | {row['bytes']:,} | {row['outcome']} | {row['says']} | {row['seconds']:.2f} "
             f"| {row['child_peak_mb']:.0f} |"
         )
+    lines += [
+        "",
+        f"The same files, uploaded to the running app by {server['clients']} clients at once, who then asked for an "
+        "answer about them: seconds",
+        "from the upload to the answer, waiting for the other clients included. The server was the same process to the "
+        f"end; {health['asked']:,} questions",
+        f"for its health meanwhile were all answered, 99 in 100 within {health['p99_s']:.2f} s, the slowest in "
+        f"{health['slowest_s']:.2f} s. Its resident memory went from",
+        f"{server['server_before_mb']:.0f} to {server['server_after_mb']:.0f} MB.",
+        "",
+        "| sent to the app | files | results | messages | median s | slowest s | growth of the server, MB "
+        "| child's peak, MB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in server["rows"]:
+        lines.append(
+            f"| {row['kind']} | {row['files']} | {row['results']} | {row['messages']} | {row['median_s']:.2f} "
+            f"| {row['slowest_s']:.2f} | {row['server_growth_mb']:.1f} | {row['child_peak_mb']:.0f} |"
+        )
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
-    copies = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("copies", nargs="?", type=int, default=200, help="damaged copies of each codec")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="files to write, without their endings")
+    options = parser.parse_args()
     peaks, limits = Peaks(), Settings()
     reader.run_child = peaks
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as uploads:
         document = {
             "commit": commit(),
             "machine": machine(),
-            "damaged": damaged(copies, Path(folder), limits, peaks),
+            "damaged": damaged(options.copies, Path(folder), limits, peaks),
             "hostile": hostile(Path(folder), limits, peaks),
+            "server": through_server(options.copies, Path(uploads)),
         }
-    OUTPUT.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    OUTPUT.with_suffix(".md").write_text(markdown(document), "utf-8")
+    options.output.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    options.output.with_suffix(".md").write_text(markdown(document), "utf-8")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from tests.ui.conftest import serving
+from tests.ui.watch import watching
 from tests.video.clips import write_clip
 
 pytestmark = pytest.mark.timeout(900)
@@ -44,28 +42,6 @@ def ask(client: Client, clip: Path, number: int) -> dict:
         model="tiny-llava-onevision",
         api_name="/compare",
     )
-
-
-@contextmanager
-def watching(server: str) -> Iterator[list[float]]:
-    """Ask for the server's health every 50 ms; the list fills with how long each answer took, in seconds."""
-    took: list[float] = []
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.05):
-            start = time.monotonic()
-            with urllib.request.urlopen(f"{server}/healthz", timeout=30) as answer:
-                assert answer.status == 200
-            took.append(time.monotonic() - start)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield took
-    finally:
-        over.set()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
