@@ -38,6 +38,7 @@ from sharp_demo.views.report import comparison_dict, render_report
 log = logging.getLogger(__name__)
 
 TEXT_INTERVAL_S = 0.05  # a faster stream only keeps the browser busy
+LISTEN_S = 15.0  # a run is ended when none of its messages was taken for so long
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Shown(Protocol):
 class Callbacks:
     """Event handlers bound to one engine. A page's session names its run and its `Visit`.
 
-    `waiting` : how many requests wait in the queue.
+    `waiting` : how many requests wait in the queue. `unread` : how many messages a session has not taken yet.
     """
 
     def __init__(
@@ -76,8 +77,9 @@ class Callbacks:
         cache: Path,
         examples: Path,
         waiting: Callable[[], int] = lambda: 0,
+        unread: Callable[[str], int] = lambda session: 0,
     ) -> None:
-        self.visits, self.waiting = Visits(), waiting
+        self.visits, self.waiting, self.unread = Visits(), waiting, unread
         self.engine, self.settings = engine, settings
         self.cache, self.allowed = cache, (cache, examples)
         # Without uploads only the examples' own content passes: the page hands out copies of them.
@@ -178,13 +180,18 @@ class Callbacks:
         if problem is not None:
             raise Error(problem, print_exception=False)
 
-    def events(self, request: Request, run_id: str, shown: Shown | None = None) -> Iterator[Event]:
+    def events(
+        self, request: Request, run_id: str, shown: Shown | None = None, session: str | None = None
+    ) -> Iterator[Event]:
         """Yield the engine's events, text thinned out, and log how the run went.
 
-        The wall clock ends the run like Stop does. Raises SharpError, with a message for the visitor, and nothing else.
+        The wall clock ends the run like Stop does, and so does a session (`run_id`, if none is given) that has not
+        listened for `LISTEN_S`: a client may ask and never open its stream, which nothing else would notice. Raises
+        SharpError, with a message for the visitor, and nothing else.
         """
         deadline = time.monotonic() + self.settings.run_timeout_s
-        told = 0.0
+        told, heard, unheard = 0.0, time.monotonic(), False
+        given, most_taken = 0, -1
         visit = self.visits.of(run_id if shown is not None else None)
         number = uuid4().hex[:8]
         line = RunLine(number, request)
@@ -194,15 +201,20 @@ class Callbacks:
             for event in tagged(stream, number):
                 line.take(event)
                 late = time.monotonic() > deadline
-                if late:
-                    line.outcome = "timed out"
-                if late or visit.stopping:
+                taken = given - self.unread(session or run_id)  # a slow connection takes them late, but takes them
+                if taken > most_taken:
+                    most_taken, heard = taken, time.monotonic()
+                unheard = unheard or time.monotonic() - heard > LISTEN_S
+                if late or unheard:
+                    line.outcome = "timed out" if late else "left"
+                if late or unheard or visit.stopping:
                     self.engine.stop(run_id)
                 if isinstance(event, Text) and time.monotonic() - told < TEXT_INTERVAL_S:
                     if shown is not None:
                         shown.apply(event)
                     continue
                 told = time.monotonic()
+                given += 1
                 yield event
                 if late and isinstance(event, Done) and shown is not None:
                     shown.stop(strings.timed_out(self.settings.run_timeout_s))
@@ -287,6 +299,7 @@ class Callbacks:
         match: str,
         frames: int | None,
         model: str | None,
+        caller: gr.Request | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Run pruning methods side by side on one video and one question.
 
@@ -303,10 +316,11 @@ class Callbacks:
                 match=match,
                 frames=frames,
                 model=model,
+                max_new_tokens=min(Request.max_new_tokens, self.settings.max_new_tokens),
             )
             answer: dict[str, Any] = {"request": _public(request), "results": [], "failed": []}
             yield answer
-            for event in self.events(request, uuid4().hex):
+            for event in self.events(request, uuid4().hex, session=caller.session_hash if caller else None):
                 match event:
                     case MethodFailed(label=label, kind=kind, message=message):
                         failure = {"label": label, "kind": kind, "message": message}

@@ -47,7 +47,12 @@ def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
     """Assemble the page and its API endpoint around an engine; `launch` it with `launch_options`."""
     examples = load_examples(settings)
     callbacks = Callbacks(
-        engine, settings, Path(get_upload_folder()), settings.assets / "clips", waiting=lambda: len(page._queue)
+        engine,
+        settings,
+        Path(get_upload_folder()),
+        settings.assets / "clips",
+        waiting=lambda: len(page._queue),
+        unread=lambda session: unread(page, session),
     )
     # Served from where they are: copies in the upload folder would be the first that its quota deletes.
     gr.set_static_paths([settings.assets / "clips"])
@@ -115,6 +120,12 @@ def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[
         "allowed_paths": [],
         "max_file_size": int(settings.max_upload_mb * 1e6) if settings.uploads else 1,
     }
+
+
+def unread(page: gr.Blocks, session: str) -> int:
+    """Return how many messages wait for a session to take them; 0 where there is no such session (any more)."""
+    messages = page._queue.pending_messages_per_session.get(session)
+    return 0 if messages is None else messages.qsize()
 
 
 def files_in_use(page: gr.Blocks) -> set[Path]:

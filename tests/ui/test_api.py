@@ -11,6 +11,10 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from sharp_demo.engine import Engine
+from sharp_demo.settings import Settings
+from sharp_demo.ui.callbacks import Callbacks
+
 pytestmark = pytest.mark.timeout(180)
 INPUTS = {"question": "What moves?", "methods": ["vanilla", "sharp"], "retention": 0.25, "match": "tokens"}
 
@@ -108,6 +112,14 @@ def test_only_uploaded_files_are_read(server, path):
     stream = call(server, [file_data(path), "What moves?", ["vanilla"], 0.5, "tokens", 0, "tiny-llava-onevision"])
     assert stream.strip().split("event: ")[-1].startswith("error")
     assert "results" not in stream
+
+
+def test_a_server_whose_answers_are_short_answers(clip, tmp_path):
+    settings = Settings(model="tiny-llava-onevision", device="cpu", max_new_tokens=2)
+    callbacks = Callbacks(Engine(settings), settings, tmp_path, clip.parent)
+    *_, answer = callbacks.compare(str(clip), "What moves?", ["vanilla"], 1, "tokens", 4, None)
+    assert answer["request"]["max_new_tokens"] == 2
+    assert answer["results"][0]["answer_tokens"] <= 2
 
 
 def test_too_large_an_upload_is_refused(server, tmp_path):
