@@ -63,12 +63,22 @@ LINK_COPIED = "Copied: the link holds the question and the settings, and the cli
 API = "Use it from a program"
 
 # What the token columns say; `{...}` is filled in by their script.
-THEATRE = {
+THEATRE: dict[str, Any] = {
     "section": "Comparison",
     "controls": "Frames and views",
     "show": "Show",
     "kinds": {"kept": "kept tokens", "raw": "raw attention", "bias": "position bias", "debiased": "debiased"},
     "legend": "Legend",
+    # A mark of its own says why a token was kept; a role that is not here is marked by its first letter.
+    "marks": {
+        "register": "●",
+        "filled": "○",
+        "merged": "+",
+        "grid": "□",
+        "dominant": "▲",
+        "contextual": "◆",
+        "static": "■",
+    },
     "roles": {
         "kept": "kept",
         "dropped": "dropped",
@@ -91,6 +101,15 @@ THEATRE = {
     "play": "Play frames",
     "pause": "Pause frames",
     "time": "frame {frame} / {frames} · {seconds} s",
+    "layer": "Layer",
+    "layer_end": "Layer: after all",
+    "layer_at": "Layer: entering {layer}",
+    "layer_label": "{label}, frame {frame} of {frames}: {kept} of {total} tokens enter layer {layer}",
+    "layer_line": "frame {frame}: {kept} of {total} tokens enter layer {layer}, whole clip: {all} of {visual}",
+    "layer_unknown": "{all} of {visual} tokens enter layer {layer}; which of them is not recorded for this method",
+    "forgotten": "After the prefill its cache holds {cached} of them: the others' keys and values are forgotten.",
+    "left": "dropped before layer {layer}",
+    "left_merged": "{fate}, before layer {layer}",
     "keys": "Keys: ← → frame, space play, 1–9 jump to tenths of the clip. Point at a patch, or tap it, for its scores.",
     "grid_role": "token grid, arrow keys move between tokens",
     "canvas_label": "{label}, frame {frame} of {frames}: {kept} of {total} tokens kept",
@@ -311,7 +330,8 @@ def at_share(label: str, share: float) -> str:
 
 
 def sweep_caption(answer: str, tokens: int) -> str:
-    return f"✓ the answer of vanilla ({tokens} tokens): “{answer.strip() or EMPTY_ANSWER}”; ✗ another answer."
+    same = f"✓ the answer of vanilla ({tokens} tokens): “{answer.strip() or EMPTY_ANSWER}”"
+    return f"{same}; ✗ another answer. Below it: the tokens that were kept."
 
 
 def verdict(found: Verdict) -> str:
@@ -320,6 +340,10 @@ def verdict(found: Verdict) -> str:
         return f"holds down to {percent(found.holds)}"
     text = f"holds to {percent(found.holds)}, flips at {percent(found.flips)}"
     return f"{text}, same again at {percent(found.returns)}" if found.returns is not None else text
+
+
+def kept_count(kept: int, visual: int) -> str:
+    return f"{kept} ({100 * kept / visual:.3g}\u00a0%)"
 
 
 def point(answer: str, kept: int, visual: int, probability: float | None) -> str:
@@ -552,9 +576,9 @@ STAGES = {
 SCORES = {"raw": "raw attention", "bias": "position bias (black video)", "debiased": "debiased"}
 CHART_ATTENTION = "{label}: attention per frame"
 CHART_ATTENTION_Y = "sum over the frame's tokens"
-CHART_LAYERS = "Attention per frame and layer (λ = {penalty:g})"
+CHART_LAYERS = "Attention per frame in layer {layer} (λ = {penalty:g})"
 CHART_LAYERS_Y = "share of attention"
-CHART_LAYERS_SLIDER = "decoder layer "
+CHART_LAYERS_SLIDER = "Decoder layer"
 CHART_MAP = "Layer by frame, before and after debiasing (λ = {penalty:g})"
 CHART_MAP_HOVER = "%{x:.2f} s, layer %{y}: %{z:.1%}"
 CHART_LATENCY = "Time by stage, total as if run alone"
@@ -632,10 +656,14 @@ REPORT_PAGE = {
     "not_run": "Not run",
     "failed": "Failed",
     "kept": "What each method kept",
-    "kept_help": "Dropped patches are dimmed and hatched; the patch grid spans the whole frame.",
+    "kept_help": (
+        "Dropped patches are dimmed and hatched, those merged into others hatched the other way and bluish; the patch "
+        "grid spans the whole frame."
+    ),
     "kept_line": "{label}: {kept} tokens of {total} per frame",
     "strip": "Frames with the patches {label} kept",
     "charts": "Charts",
+    "layer": CHART_LAYERS_SLIDER,
     "measured": "How the figures were measured",
     "measured_help": (
         "All methods ran one after another on the same device and the same vision features. Stages marked shared were "

@@ -43,6 +43,7 @@ from sharp_demo.views.overlay import (
     role_mask,
 )
 from sharp_demo.views.summary import answers_compare, baseline_of, differing_words, figures_of, same_answer
+from sharp_demo.views.survival import left_before
 
 
 @dataclass
@@ -244,8 +245,10 @@ def token_view(result: Result, layout: Layout | None = None) -> dict[str, Any]:
     """Return what the page needs to draw a result's tokens, row-major, frame after frame, in base64.
 
     `mask`: uint8 codes of `roles`; `scores`: float32, NaN where a slot was never scored; `absorbed`: int32 pairs of
-    a token and the one it was merged into. `layout` is the page's: of a result that saw fewer frames, each of the
-    page's frames shows the nearest in time.
+    a token and the one it was merged into; `left`: uint8, the layer before which a slot was dropped (255: kept), None
+    where nobody can tell; `layers`: tokens that entered each layer, of `visual`; `cached`: those whose keys and values
+    its cache holds. `layout` is the page's: of a result
+    that saw fewer frames, each of the page's frames shows the nearest in time.
     """
     layout = layout or result.layout
     places = nearest_frames(layout, result.layout)
@@ -255,7 +258,7 @@ def token_view(result: Result, layout: Layout | None = None) -> dict[str, Any]:
         low, high = colour_range(values)
         by_frame = np.asarray(values, np.float32).reshape(mask.shape)
         scores[kind] = {"values": encode(by_frame[places]), "low": low, "high": high}
-    kept = kept_per_frame(result)
+    kept, left = kept_per_frame(result), left_before(result)
     return {
         "frames": layout.frames,
         "rows": result.layout.rows,
@@ -263,7 +266,10 @@ def token_view(result: Result, layout: Layout | None = None) -> dict[str, Any]:
         "roles": roles,
         "mask": encode(mask[places]),
         "kept": [kept[place] for place in places],
-        "pruned": result.tokens["kept"] < result.tokens["visual"],
+        "left": None if left is None else encode(left.reshape(mask.shape)[places]),
+        "layers": list(result.visual_per_layer),
+        "cached": list(result.kv_per_layer),
+        "visual": result.layout.tokens,
         "scores": scores,
         "segments": [[bisect_left(places, start), bisect_left(places, end)] for start, end in result.segments],
         "absorbed": encode(np.asarray(merged_on_page(result, places), np.int32)),

@@ -121,8 +121,12 @@ class Callbacks:
         visit.waiting = True
         visit.files.add(Path(request.video))
         board = Board.waiting(request.methods, self.queued())
-        board.query = query_of(inputs, load_examples(self.settings))
+        board.query = self.query(inputs)
         yield [board.value(), *buttons("waiting")]
+
+    def query(self, inputs: Sequence[Any], **choices: str) -> str:
+        """Return the page's inputs, and what a mode is set to, for the page's address."""
+        return query_of(inputs, load_examples(self.settings), **choices)
 
     def queued(self) -> str:
         """Return what a request that is about to wait is told."""
@@ -141,7 +145,7 @@ class Callbacks:
         return strings.queue_full(waiting) if waiting >= self.settings.queue_size else strings.REFUSED
 
     def open_link(self, caller: gr.Request) -> list[Any]:
-        """Return the page's inputs as the link that opened it says; a value that is no good stays as it is."""
+        """Return the page's inputs and `link.CHOICES` as the page's link says; what is no good stays as it is."""
         values, wrong = inputs_of(
             dict(caller.query_params), self.engine.models(), load_examples(self.settings), self.settings
         )
@@ -256,17 +260,26 @@ class Callbacks:
         """Compute and draw the attention of every layer for the run on the page."""
         if finished is None:
             raise Error(strings.NO_RUN, print_exception=False)
-        yield gr.skip(), gr.skip(), gr.skip(), gr.Button(strings.BY_LAYER_BUSY, interactive=False)
+        idle = [gr.skip()] * 4
+        yield *idle, gr.Button(strings.BY_LAYER_BUSY, interactive=False)
         try:
             maps = self.engine.attention(finished.request, penalty_of(finished.results))
         except Exception as error:
-            yield gr.skip(), gr.skip(), gr.skip(), gr.Button(strings.BY_LAYER, interactive=True)
+            yield *idle, gr.Button(strings.BY_LAYER, interactive=True)
             raise Error(problem_of(error), print_exception=False) from None
         charts = [
             gr.Plot(draw(maps, finished.evidence), visible=True)
             for draw in (figures.attention_by_layer, figures.attention_map)
         ]
-        yield *charts, replace(finished, attention=maps), gr.Button(strings.BY_LAYER, interactive=True)
+        last = len(maps.raw) - 1
+        layer = gr.Slider(value=min(figures.FIRST_LAYER_SHOWN, last), maximum=last, visible=True)
+        yield layer, *charts, replace(finished, attention=maps), gr.Button(strings.BY_LAYER, interactive=True)
+
+    def layer(self, finished: Finished | None, layer: Any) -> Any:
+        """Draw the attention of another layer; nothing changes while there is none."""
+        if finished is None or finished.attention is None or not isinstance(layer, int | float):
+            return gr.skip()
+        return gr.Plot(figures.attention_by_layer(finished.attention, finished.evidence, int(layer)), visible=True)
 
     def save_json(self, finished: Finished | None, caller: gr.Request) -> str:
         """Write the comparison as JSON into the page's file cache and return its path."""
@@ -285,6 +298,7 @@ class Callbacks:
             finished.evidence,
             finished.failed,
             stored=finished.stored,
+            benchmark=load_benchmark(self.settings.assets),
         )
         return self._save(page, "comparison.html", caller.session_hash)
 
@@ -376,6 +390,7 @@ class Callbacks:
             board.value(),
             *(self._charts(board) if charts else [gr.skip()] * len(CHARTS)),
             gr.Column(visible=shown) if charts or not shown else gr.skip(),
+            gr.skip() if shown else gr.Slider(visible=False),
             *([gr.skip() if shown else gr.Plot(visible=False)] * 2),
             finished if finished is not None or not shown else gr.skip(),
             *buttons(state),

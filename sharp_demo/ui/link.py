@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
+from sharp_demo import strings
 from sharp_demo.errors import SharpError
 from sharp_demo.pruning.registry import list_methods
 from sharp_demo.settings import Settings
@@ -28,23 +29,37 @@ NAMES = (
     *(f"{method}.{name}" for method, name in KNOBS),
 )
 
+# What is open, and what the modes are set to; the comparison is what opens without a mode.
+CHOICES = {
+    "mode": ("compare", "ablate", "sweep", "walk", "benchmarks"),
+    "plan": tuple(name for _, name in strings.ABLATE_CHOICES),
+    "steps": tuple(name for _, name in strings.SWEEP_CHOICES),
+}
 
-def query_of(inputs: Sequence[Any], examples: Sequence[Example]) -> str:
-    """Return the query string of the page's inputs; an uploaded video has no name that a link could hold."""
+
+def query_of(inputs: Sequence[Any], examples: Sequence[Example], **choices: str) -> str:
+    """Return the query string of the page's inputs and any of `CHOICES`.
+
+    An uploaded video has no name that a link could hold.
+    """
     video, *rest = inputs
     example = example_of(examples, video) if video else None
     values = [example.video.stem if example else None, *rest]
-    return urlencode({name: _written(value) for name, value in zip(NAMES, values, strict=True) if value is not None})
+    known = {name: _written(value) for name, value in zip(NAMES, values, strict=True) if value is not None}
+    return urlencode({**known, **choices})
 
 
 def inputs_of(
     query: Mapping[str, str], models: Sequence[str], examples: Sequence[Example], settings: Settings
 ) -> tuple[list[Any], list[str]]:
-    """Return a value for each of the page's inputs, `gr.skip()` where the link has none, and the names it got wrong."""
+    """Return a value for each of the page's inputs and `CHOICES`, and the names that the link got wrong.
+
+    A value is `gr.skip()` where the link has none.
+    """
     readers = _readers(models, examples, settings)
     values: list[Any] = []
     wrong = []
-    for name in NAMES:
+    for name in (*NAMES, *CHOICES):
         value = gr.skip()
         if name in query:
             try:
@@ -89,6 +104,7 @@ def _readers(models: Sequence[str], examples: Sequence[Example], settings: Setti
         "max_new_tokens": _number(int, 1, settings.max_new_tokens),
         "seed": _number(int, 0, 2**31 - 1),
         **{f"{method}.{name}": _knob(method, name) for method, name in KNOBS},
+        **{name: _one_of(options) for name, options in CHOICES.items()},
     }
 
 

@@ -31,6 +31,7 @@ from sharp_demo.ui.theme import CSS, make_theme
 from sharp_demo.ui.tokens import example_row, plain_text, token_columns
 from sharp_demo.ui.uploads import UploadFolder
 
+HERE = Path(__file__).parent
 KEEP_FILES_S = 3600
 SESSIONS = 64  # each keeps its last comparison, about a megabyte
 # A download starts when its hidden button gets the file: the file is only written when someone asks for it.
@@ -64,12 +65,12 @@ def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
         with gr.Row(elem_id="main", equal_height=False):
             with gr.Column(scale=1, min_width=300, elem_id="inputs"):
                 video, clip_line, inputs, run, stop, leave = _inputs(engine, settings)
-            with gr.Column(scale=4, min_width=300), gr.Tabs(elem_id="modes", overflow_behavior="wrap"):
+            with gr.Column(scale=4, min_width=300), gr.Tabs(elem_id="modes", overflow_behavior="wrap") as tabs:
                 with gr.Tab(strings.MODE_COMPARE, id="compare") as compare:
                     board = token_columns(Board.idle(settings.methods).value(), elem_id="columns")
                     outputs = _results()
-                modes.show_run_row(compare, True)
-                modes.build_modes(callbacks, inputs)
+                modes.when_opened(compare, "compare")
+                choices = modes.build_modes(callbacks, inputs)
         gr.Markdown(strings.about(grouped()))
         with gr.Accordion(strings.API, open=False, elem_id="api"):
             api_text = gr.Markdown()
@@ -78,9 +79,11 @@ def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
 
         def opened(request: gr.Request) -> list[Any]:
             base = get_root_url(request.request, request.request.url.path, page.root_path)
-            return [*callbacks.open_link(request), api_markdown(page.get_api_info(), base.rstrip("/"))]
+            *values, mode, plan, steps = callbacks.open_link(request)
+            tab = gr.Tabs(selected=mode) if isinstance(mode, str) else mode
+            return [*values, tab, plan, steps, api_markdown(page.get_api_info(), base.rstrip("/"))]
 
-        page.load(opened, None, [*inputs, api_text], **HIDDEN)
+        page.load(opened, None, [*inputs, tabs, *choices, api_text], **HIDDEN)
     page.queue(max_size=settings.queue_size)
     return page
 
@@ -103,7 +106,7 @@ def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[
         "server_port": settings.port,
         "theme": make_theme(),
         "css": CSS + modes.CSS + group_css("methods") + (kiosk.CSS if settings.kiosk else ""),
-        "head": f"<script>{(Path(__file__).parent / 'plots.js').read_text('utf-8')}</script>",
+        "head": "".join(f"<script>{(HERE / name).read_text('utf-8')}</script>" for name in ("plots.js", "address.js")),
         "footer_links": ["api"],
         "run_history": False,
         "enable_monitoring": False,
@@ -204,6 +207,8 @@ def _results() -> dict[str, Any]:
         with gr.Row():
             kept, attention = (gr.Plot(show_label=False, min_width=300) for _ in range(2))
         by_layer = gr.Button(strings.BY_LAYER, size="sm", elem_id="by-layer")
+        # A slider of the browser's own: the one that plotly draws cannot be moved by keyboard.
+        layer = gr.Slider(0, 1, step=1, visible=False, label=strings.CHART_LAYERS_SLIDER, elem_id="layer")
         with gr.Row():
             layers = gr.Plot(visible=False, show_label=False, min_width=300, elem_id="layers")
             layer_map = gr.Plot(visible=False, show_label=False, min_width=300, elem_id="layer-map")
@@ -222,7 +227,7 @@ def _results() -> dict[str, Any]:
     return {
         "charts": [speed, latency, kept, attention, depth, accuracy],
         "section": section,
-        "layers": [layers, layer_map],
+        "layers": [layer, layers, layer_map],
         "finished": gr.State(None, time_to_live=KEEP_FILES_S),
         "by_layer": by_layer,
         "save_json": (save_json, json_file),
@@ -270,6 +275,8 @@ def _wire(
     outputs["by_layer"].click(
         callbacks.attention, finished, [*outputs["layers"], finished, outputs["by_layer"]], **MODEL
     )
+    layer, layers, _ = outputs["layers"]
+    layer.input(callbacks.layer, [finished, layer], layers, queue=False, trigger_mode="always_last", **HIDDEN)
     for name, write in (("save_json", callbacks.save_json), ("save_report", callbacks.save_report)):
         button, file = outputs[name]
         button.click(write, finished, file, queue=False, **HIDDEN).success(

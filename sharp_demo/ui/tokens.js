@@ -1,9 +1,8 @@
 // Runs once per page, after `const STRINGS = {...};`. The HTML template is static; everything below writes with
 // textContent or on canvas, because Gradio expands values inside a template as code.
 const $ = (selector, root = element) => root.querySelector(selector);
-const view = { value: null, frame: 0, mode: "kept", image: null, src: null, timer: null, cards: new Map(), key: "",
+const view = { value: null, frame: 0, layer: null, mode: "kept", image: null, src: null, timer: null, cards: new Map(), key: "",
   probe: null, pinned: false, thumb: 0, clipSource: "", changed: 0 };
-const MARKS = { register: "●", filled: "○", merged: "+", grid: "□", dominant: "▲", contextual: "◆", static: "■" };
 const PLAIN = new Set(["dropped", "kept"]);
 const KINDS = ["raw", "bias", "debiased"];
 const RAMP = viridisTable([[68, 1, 84], [70, 50, 126], [54, 92, 141], [39, 127, 142], [31, 161, 135], [74, 193, 109],
@@ -38,7 +37,7 @@ function viridisTable(stops) {
 }
 
 function markOf(role) {
-  return PLAIN.has(role) ? "" : MARKS[role] || role.slice(0, 1).toUpperCase();
+  return PLAIN.has(role) ? "" : STRINGS.marks[role] || role.slice(0, 1).toUpperCase();
 }
 
 // ---- cards -----------------------------------------------------------------------------------------------------
@@ -70,7 +69,7 @@ function buildCard(column) {
   const more = make("dl", "sd-figures");
   card.append(head, badge, answer, sure, note, picture, key, more);
   const parts = { card, status, badge, answer, sure, note, noteHead, noteBody, picture, canvas, probe, key, more, column,
-    since: 0, mask: null, scores: {}, ranks: null, absorbed: new Map(), signature: "", source: null };
+    since: 0, mask: null, left: null, shown: null, counts: [], scores: {}, ranks: null, absorbed: new Map(), signature: "", source: null };
   canvas.addEventListener("pointermove", (event) => !view.pinned && pointAt(parts, cellAt(parts, event)));
   canvas.addEventListener("pointerleave", () => !view.pinned && pointAt(parts, null));
   canvas.addEventListener("click", (event) => {
@@ -114,12 +113,14 @@ function updateCard(parts, column) {
     parts.scores = {};
   } else if (parts.source !== column.tokens.mask) {
     parts.mask = bytes(column.tokens.mask);
+    parts.left = column.tokens.left && bytes(column.tokens.left);
     parts.ranks = null;
     parts.scores = {};
     for (const kind of Object.keys(column.tokens.scores)) parts.scores[kind] = unpackScore(column.tokens.scores[kind]);
     const pairs = new Int32Array(bytes(column.tokens.absorbed).buffer);
     parts.absorbed = new Map();
     for (let i = 0; i < pairs.length; i += 2) parts.absorbed.set(pairs[i], pairs[i + 1]);
+    enter(parts);
   }
   parts.source = column.tokens ? column.tokens.mask : null;
 }
@@ -190,6 +191,56 @@ function drawFigures(parts, figures) {
   }
 }
 
+// ---- layers ----------------------------------------------------------------------------------------------------
+
+// How many tokens a column's picture is about: those that enter the chosen layer, or those that are left.
+function entering(tokens) {
+  return view.layer === null ? tokens.layers.at(-1) : tokens.layers[view.layer];
+}
+
+// Between a method's first and last drop only `left` tells which tokens were still there.
+function unknown(parts) {
+  const { layers } = parts.column.tokens;
+  return view.layer !== null && !parts.left && layers[view.layer] < parts.column.tokens.visual
+    && layers[view.layer] > layers.at(-1);
+}
+
+// The mask as it was when the chosen layer was entered: who left later is still there, without a role.
+function enter(parts) {
+  const { tokens } = parts.column;
+  const size = tokens.rows * tokens.cols;
+  const plain = tokens.roles.indexOf("kept");
+  if (view.layer === null || unknown(parts)) parts.shown = parts.mask;
+  else if (entering(tokens) === tokens.visual) parts.shown = parts.mask.map(() => plain);
+  else parts.shown = parts.mask.map((code, slot) => code || (parts.left && parts.left[slot] > view.layer ? plain : 0));
+  parts.counts = Array.from({ length: tokens.frames }, (_, frame) =>
+    parts.shown.subarray(frame * size, (frame + 1) * size).reduce((sum, code) => sum + (code > 0), 0));
+}
+
+function layerName() {
+  return view.layer === null ? say("layer_end") : say("layer_at", { layer: view.layer });
+}
+
+function setLayer(layer) {
+  const slider = $(".sd-layer");
+  view.layer = layer >= Number(slider.max) ? null : layer;
+  slider.value = view.layer === null ? slider.max : view.layer;
+  slider.setAttribute("aria-valuetext", layerName());
+  setText($(".sd-layer-name"), layerName());
+  for (const parts of view.cards.values()) if (ready(parts)) enter(parts);
+  drawStrip();
+  goTo(view.frame);
+}
+
+function drawLayers() {
+  const known = [...view.cards.values()].find(ready);
+  const slider = $(".sd-layer");
+  slider.max = known.column.tokens.layers.length;
+  if (view.layer === null) slider.value = slider.max;
+  slider.setAttribute("aria-valuetext", layerName());
+  setText($(".sd-layer-name"), layerName());
+}
+
 // ---- drawing ---------------------------------------------------------------------------------------------------
 
 const hatches = new Map();
@@ -235,7 +286,7 @@ function shadeDropped(context, parts, frame, x, y, width, height, hatched) {
   const dropped = new Path2D();
   const absorbed = new Path2D();
   cells(tokens, x, y, width, height, (cell, left, top, w, h) => {
-    if (parts.mask[base + cell] === 0)
+    if (parts.shown[base + cell] === 0)
       (parts.absorbed.has(base + cell) ? absorbed : dropped).rect(left, top, w + 0.5, h + 0.5);
   });
   context.fillStyle = "rgba(8,10,14,.74)";
@@ -307,11 +358,11 @@ function drawPicture(context, parts, x, y, width, height, pointer) {
     context.fillStyle = "rgba(8,10,14,.74)";
     context.fillRect(x, y, width, height);
   }
-  const outlined = tokens.pruned && (view.mode === "kept" || score);
+  const outlined = entering(tokens) < tokens.visual && (view.mode === "kept" || score);
   const marks = [];
   const path = new Path2D();
   cells(tokens, x, y, width, height, (index, left, top, w, h) => {
-    const code = parts.mask[base + index];
+    const code = parts.shown[base + index];
     if (code === 0) return;
     if (outlined) path.rect(left + 1, top + 1, w - 2, h - 2);
     const mark = view.mode === "kept" ? markOf(tokens.roles[code]) : "";
@@ -424,7 +475,8 @@ function factsOf(parts) {
   const code = parts.mask[slot];
   const scores = {};
   for (const kind of Object.keys(parts.scores)) scores[kind] = parts.scores[kind].values[slot];
-  return { token: slot, frame, row: view.probe.row, col: view.probe.col, time: view.value.clip.timestamps[frame],
+  const left = parts.left && code === 0 ? parts.left[slot] : null;
+  return { token: slot, left, frame, row: view.probe.row, col: view.probe.col, time: view.value.clip.timestamps[frame],
     fate: code === 0 && target !== undefined ? "absorbed" : tokens.roles[code], target, scores,
     rank: rank && rank.places[slot] ? rank.places[slot] : null, ranked: rank && rank.count, by: rank && rank.kind };
 }
@@ -434,7 +486,7 @@ function rolesOf(parts, frame) {
   const tokens = parts.column.tokens;
   const per = tokens.rows * tokens.cols;
   const counts = new Map();
-  for (const code of parts.mask.subarray(frame * per, (frame + 1) * per)) counts.set(code, (counts.get(code) || 0) + 1);
+  for (const code of parts.shown.subarray(frame * per, (frame + 1) * per)) counts.set(code, (counts.get(code) || 0) + 1);
   counts.delete(0);
   const named = [...counts].map(([code, count]) => [tokens.roles[code], count]);
   const special = named.filter(([role]) => !PLAIN.has(role));
@@ -446,13 +498,23 @@ function describe(parts) {
   if (!ready(parts)) return;
   const frame = Math.min(view.frame, tokens.frames - 1);
   const total = tokens.rows * tokens.cols;
-  const label = say("canvas_label", { label: parts.column.label, frame: frame + 1, frames: tokens.frames,
-    kept: tokens.kept[frame], total });
+  const counted = { frame: frame + 1, kept: parts.counts[frame], total, layer: view.layer, all: entering(tokens),
+    visual: tokens.visual };
+  const named = { label: parts.column.label, frames: tokens.frames, ...counted };
+  const label = view.layer === null ? say("canvas_label", named)
+    : unknown(parts) ? named.label + ": " + say("layer_unknown", named) : say("layer_label", named);
   if (parts.label !== label) parts.canvas.setAttribute("aria-label", (parts.label = label));
   for (const name of Object.keys(parts.probe.dataset)) delete parts.probe.dataset[name];
   if (!view.probe) {
     const range = tokens.scores[view.mode];
-    let text = say("frame_line", { frame: frame + 1, kept: tokens.kept[frame], total }) + "\n" + rolesOf(parts, frame);
+    const line = view.layer === null ? "frame_line" : unknown(parts) ? "layer_unknown" : "layer_line";
+    let text = say(line, counted) + "\n" + rolesOf(parts, frame);
+    if (view.layer !== null) {
+      parts.probe.dataset.entering = entering(tokens);
+      const cached = tokens.cached[view.layer] ?? entering(tokens);
+      parts.probe.dataset.cached = cached;
+      if (cached < entering(tokens)) text += "\n" + say("forgotten", { cached });
+    }
     if (view.mode !== "kept" && !range) text = say("no_score");
     else if (view.mode !== "kept")
       text = say("colour_line", { low: range.low.toPrecision(2), high: range.high.toPrecision(2) });
@@ -464,11 +526,12 @@ function describe(parts) {
     if (value !== null && value !== undefined) parts.probe.dataset[name] = value;
   const lines = [say("token_line", { token: facts.token + 1, frame: frame + 1, row: facts.row + 1, col: facts.col + 1,
     time: facts.time.toFixed(2) })];
-  const fate = facts.fate === "dropped" ? say("dropped")
+  let fate = facts.fate === "dropped" ? say(facts.left === null ? "dropped" : "left", { layer: facts.left })
     : facts.fate === "absorbed" || target !== undefined ? say("absorbed_by", { token: target + 1,
       frame: Math.floor(target / total) + 1, row: Math.floor((target % total) / tokens.cols) + 1,
       col: (target % tokens.cols) + 1 })
     : facts.fate === "kept" ? say("kept") : say("kept_as", { role: STRINGS.roles[facts.fate] || facts.fate });
+  if (target !== undefined && facts.left !== null) fate = say("left_merged", { fate, layer: facts.left });
   lines[0] += ": " + fate;
   if (facts.rank) lines.push(say("rank", { rank: facts.rank, count: facts.ranked, by: STRINGS.kinds[facts.by] }));
   const known = KINDS.filter((kind) => kind in scores && !Number.isNaN(scores[kind]));
@@ -561,7 +624,7 @@ function drawStrip() {
     canvas.style.width = thumb * frames + "px";
     canvas.style.height = tall + bar + "px";
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", say("strip_label", { label: parts.column.label, kept: tokens.kept.join(", ") }));
+    canvas.setAttribute("aria-label", say("strip_label", { label: parts.column.label, kept: parts.counts.join(", ") }));
     const context = canvas.getContext("2d");
     context.scale(ratio, ratio);
     const total = tokens.rows * tokens.cols;
@@ -570,7 +633,7 @@ function drawStrip() {
       paintFrame(context, frame, x, 0, thumb - 2, tall);
       shadeDropped(context, parts, frame, x, 0, thumb - 2, tall, thumb > 60);
       drawEvidence(context, frame, x, 0, thumb - 2, tall);
-      const share = tokens.kept[frame] / total;
+      const share = parts.counts[frame] / total;
       context.fillStyle = "rgba(128,128,128,.25)";
       context.fillRect(x, tall + 3, thumb - 2, 6);
       context.fillStyle = parts.column.color;
@@ -695,13 +758,24 @@ function comparisonPicture() {
   const across = Math.min(4, shown.length);
   const full = Math.max(across * (width + gap) + gap, 2 * width);
   context.font = font(24, "bold");
-  const title = wrap(context, view.value.question, full - 2 * gap).slice(0, 4);
-  context.font = font(18);
-  const answers = shown.map((parts) => wrap(context, parts.answer.textContent, width).slice(0, 5));
-  const answerTall = 24 * Math.max(...answers.map((lines) => lines.length));
-  const block = 34 + answerTall + 26 + tall + 58;
+  const title = wrap(context, view.value.question, full - 2 * gap);
+  context.font = font(14);
+  const state = wrap(context, [$(".sd-time").textContent, view.layer === null ? "" : layerName(), view.value.message]
+    .filter(Boolean).join(" · "), full - 2 * gap);
+  // Every text of a column in lines that fit; the tallest column sets the height of all of its kind.
+  const lines = (size, weight, text) => {
+    context.font = font(size, weight);
+    return shown.map((parts) => wrap(context, text(parts), width));
+  };
+  const most = (texts) => Math.max(...texts.map((one) => one.length));
+  const names = lines(18, "bold", (parts) => parts.column.label);
+  const answers = lines(18, "normal", (parts) => parts.answer.textContent);
+  const badges = lines(13, "normal", ({ column }) => [column.badge && column.badge.text, column.sure && column.sure.text]
+    .filter(Boolean).join(" · "));
+  const above = 10 + 24 * (most(names) + most(answers)) + 18 * most(badges) + 8;
+  const block = above + tall + 58;
   canvas.width = full;
-  canvas.height = gap + title.length * 32 + 34 + Math.ceil(shown.length / across) * (block + gap) + gap;
+  canvas.height = 2 * gap + title.length * 32 + state.length * 20 + 14 + Math.ceil(shown.length / across) * (block + gap);
   context.fillStyle = body.backgroundColor === "rgba(0, 0, 0, 0)" ? "#fff" : body.backgroundColor;
   context.fillRect(0, 0, canvas.width, canvas.height);
   const write = (text, x, y, size, weight) => {
@@ -716,23 +790,24 @@ function comparisonPicture() {
     write(line, gap, y, 24, "bold");
     y += 32;
   }
-  write($(".sd-time").textContent + " · " + view.value.message, gap, y - 4, 14);
-  y += 20;
+  for (const line of state) {
+    write(line, gap, y - 4, 14);
+    y += 20;
+  }
   shown.forEach((parts, index) => {
     const x = gap + (index % across) * (width + gap);
     let top = y + Math.floor(index / across) * (block + gap);
     context.fillStyle = parts.column.color;
     context.fillRect(x, top, width, 5);
-    write(parts.column.label, x, top + 26, 18, "bold");
-    top += 34;
+    names[index].forEach((line, at) => write(line, x, top + 26 + at * 24, 18, "bold"));
+    top += 10 + 24 * most(names);
     answers[index].forEach((line, at) => write(line, x, top + 18 + at * 24, 18));
-    top += answerTall;
-    write([parts.column.badge && parts.column.badge.text, parts.column.sure && parts.column.sure.text].filter(Boolean)
-      .join(" · "), x, top + 16, 13);
-    drawPicture(context, parts, x, top + 26, width, tall, false);
+    badges[index].forEach((line, at) => write(line, x, top + 24 * most(answers) + 16 + at * 18, 13));
+    top = y + Math.floor(index / across) * (block + gap) + above;
+    drawPicture(context, parts, x, top, width, tall, false);
     parts.column.figures.filter((figure) => ["kept", "speedup", "flops_ratio"].includes(figure.key))
       .forEach((figure, at) => write(figure.label + ": " + figure.value, x + (at === 2 ? width / 2 : 0),
-        top + 26 + tall + (at ? 44 : 22), 14));
+        top + tall + (at ? 44 : 22), 14));
   });
   return canvas;
 }
@@ -779,6 +854,7 @@ function redraw() {
   if (!any) play(false);
   else {
     drawTimeline();
+    drawLayers();
     drawLegend();
   }
   for (const parts of view.cards.values()) measure(parts);
@@ -798,8 +874,9 @@ function render() {
   $(".sd").dataset.phase = value.phase;
   if (fresh) {
     rememberClip(value);
-    if (value.query) showAddress(value.query);
+    if (value.query) window.sharpAddress.settings(value.query);
     view.frame = 0;
+    view.layer = null;
     view.probe = null;
     view.pinned = false;
     view.cards.clear();
@@ -851,17 +928,11 @@ function rememberClip(value) {
     }, 1000);
 }
 
-// The settings go into the page's address; what Gradio keeps there (`__theme`) stays.
-function showAddress(query) {
-  const address = new URLSearchParams(query);
-  for (const [name, text] of new URLSearchParams(location.search)) if (name.startsWith("__")) address.set(name, text);
-  history.replaceState(history.state, "", "?" + address);
-}
-
 function label() {
   $(".sd").setAttribute("aria-label", say("section"));
   $(".sd-bar").setAttribute("aria-label", say("controls"));
   $(".sd-frame").setAttribute("aria-label", say("frame"));
+  $(".sd-layer").setAttribute("aria-label", say("layer"));
   $(".sd-modes legend").textContent = say("show");
   $(".sd-legend").setAttribute("aria-label", say("legend"));
   $(".sd-keys").textContent = say("keys");
@@ -879,6 +950,7 @@ function toggle() {
 }
 $(".sd-play").addEventListener("click", toggle);
 $(".sd-frame").addEventListener("input", (event) => scrub(Number(event.target.value)));
+$(".sd-layer").addEventListener("input", (event) => setLayer(Number(event.target.value)));
 const group = "sd-mode-" + Math.random().toString(36).slice(2);
 for (const radio of element.querySelectorAll(".sd-modes input")) {
   radio.name = group;

@@ -80,7 +80,7 @@ def _mark_evidence(figure: go.Figure, evidence: Sequence[Evidence], layout: Layo
     )
 
 
-def _score_lines(layout: Layout, scores: Mapping[str, Sequence[float]], visible: bool = True) -> list[go.Scatter]:
+def _score_lines(layout: Layout, scores: Mapping[str, Sequence[float]]) -> list[go.Scatter]:
     """Return one line per score kind over time; `scores` hold one value per frame."""
     return [
         go.Scatter(
@@ -88,7 +88,6 @@ def _score_lines(layout: Layout, scores: Mapping[str, Sequence[float]], visible:
             y=list(values),
             name=strings.SCORES.get(kind, kind),
             mode="lines+markers",
-            visible=visible,
             line={"color": SCORE_COLORS.get(kind, TEXT), "dash": "dot" if kind == "bias" else "solid", "width": 2},
             marker={"size": 6, "symbol": {"raw": "circle", "bias": "x"}.get(kind, "diamond")},
         )
@@ -110,40 +109,25 @@ def attention_per_frame(result: Result, evidence: Sequence[Evidence] = ()) -> go
     return figure
 
 
-def attention_by_layer(maps: AttentionMaps, evidence: Sequence[Evidence] = ()) -> go.Figure:
-    """Plot raw, bias and debiased attention per frame with a slider over the decoder layers, opened at layer 1."""
-    figure = styled(strings.CHART_LAYERS.format(penalty=maps.penalty), strings.TIME, strings.CHART_LAYERS_Y, 400)
-    layers = len(maps.raw)
-    chosen = min(1, layers - 1)
-    for layer in range(layers):
-        kinds = {"raw": maps.raw[layer], "bias": maps.bias[layer], "debiased": maps.debiased[layer]}
-        figure.add_traces(_score_lines(maps.layout, kinds, visible=layer == chosen))
+FIRST_LAYER_SHOWN = 1  # ShaRP's default cut is before it
+
+
+def attention_by_layer(
+    maps: AttentionMaps, evidence: Sequence[Evidence] = (), layer: int = FIRST_LAYER_SHOWN
+) -> go.Figure:
+    """Plot raw, bias and debiased attention per frame in one decoder layer; its first three traces are the lines."""
+    layer = max(0, min(layer, len(maps.raw) - 1))
+    title = strings.CHART_LAYERS.format(layer=layer, penalty=maps.penalty)
+    figure = styled(title, strings.TIME, strings.CHART_LAYERS_Y, 360)
+    figure.add_traces(_score_lines(maps.layout, attention_lines(maps, layer)))
     _mark_cuts(figure, maps.layout, maps.segments)
-    lines = len(figure.data)
     _mark_evidence(figure, evidence, maps.layout)
-    always = [True] * (len(figure.data) - lines)
-    steps = [
-        {
-            "label": str(layer),
-            "method": "restyle",
-            "args": [{"visible": [shown == layer for shown in range(layers) for _ in range(3)] + always}],
-        }
-        for layer in range(layers)
-    ]
-    figure.update_layout(
-        sliders=[
-            {
-                "active": chosen,
-                "steps": steps,
-                "currentvalue": {"prefix": strings.CHART_LAYERS_SLIDER},
-                "pad": {"t": 40},
-            }
-        ],
-        # The slider takes the place below; on a phone the legend's lines stand one below the other.
-        legend={"y": 1.0, "yanchor": "bottom"},
-        margin={"t": 124},
-    )
     return figure
+
+
+def attention_lines(maps: AttentionMaps, layer: int) -> dict[str, list[float]]:
+    """Return one layer's attention per frame: raw, bias and debiased."""
+    return {"raw": maps.raw[layer], "bias": maps.bias[layer], "debiased": maps.debiased[layer]}
 
 
 def attention_map(maps: AttentionMaps, evidence: Sequence[Evidence] = ()) -> go.Figure:
@@ -173,6 +157,7 @@ def attention_map(maps: AttentionMaps, evidence: Sequence[Evidence] = ()) -> go.
         xaxis={**axis, "domain": [0, 0.48]},
         xaxis2={**axis, "domain": [0.52, 1], "anchor": "y"},
         yaxis={"type": "category", "showgrid": False},
+        margin={"t": 64},  # title, then the names of the two maps
         coloraxis={"colorscale": "Viridis", "colorbar": {"thickness": 10, "tickformat": ".0%"}},
     )
     for number, kind in enumerate(shares):

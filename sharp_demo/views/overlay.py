@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from sharp_demo import strings
 from sharp_demo.records import Layout, Result
 
 DROPPED = 0
 ROLES = ("dropped", "kept", "register", "filled", "merged", "grid")
 SPRITE_SIDE = 320  # longest side of one frame in the sprite, pixels
 DIM = 0.28  # brightness of a dropped patch
+MERGED_TINT = np.array((0, 14, 40), np.float32)  # added to a patch that was merged into another
 
 
 @dataclass(frozen=True)
@@ -122,27 +124,74 @@ def fullest_layout(results: Sequence[Result]) -> Layout:
     return max((result.layout for result in results), key=lambda layout: layout.frames)
 
 
-def draw_overlay(frame: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Dim and hatch the dropped patches of one frame.
+def mark_of(role: str) -> str:
+    """Return the mark of a role, its first letter where it has none; tokens that are just kept or dropped get none."""
+    return "" if role in ROLES[:2] else strings.THEATRE["marks"].get(role, role[:1].upper())
+
+
+def absorbed_mask(result: Result) -> np.ndarray:
+    """Return which slots were merged into another token, bool [frames, rows * cols]."""
+    mask = np.zeros(result.layout.tokens, bool)
+    mask[[source for source, _ in result.merged_into]] = True
+    return mask.reshape(result.layout.frames, -1)
+
+
+def draw_overlay(frame: np.ndarray, kept: np.ndarray, absorbed: np.ndarray | None = None) -> np.ndarray:
+    """Dim and hatch the dropped patches of one frame; those merged into others bluish and hatched the other way.
 
     Parameters
     ----------
     frame : uint8 [H, W, 3].
-    kept : bool [rows, cols]; the grid spans the whole frame, because the processors resize without cropping.
+    kept, absorbed : bool [rows, cols]; the grid spans the whole frame: the processors resize without cropping.
     """
     height, width = frame.shape[:2]
     rows, cols = kept.shape
     y, x = np.arange(height)[:, None], np.arange(width)[None, :]
-    dropped = ~kept[y * rows // height, x * cols // width]
-    hatch = dropped & ((x + y) % 8 < 2)
+    cell = y * rows // height, x * cols // width
+    dropped = ~kept[cell]
+    merged = dropped & absorbed[cell] if absorbed is not None else np.zeros_like(dropped)
+    hatch = np.where(merged, (x - y) % 8 < 2, (x + y) % 8 < 2) & dropped
     out = frame.astype(np.float32)
     out[dropped] *= DIM
+    out[merged] += MERGED_TINT
     out[hatch] += 42
     return np.clip(out, 0, 255).astype(np.uint8)
 
 
-def filmstrip(frames: np.ndarray, result: Result, width: int = 112, gap: int = 3, whole: Layout | None = None) -> bytes:
-    """Draw all layout frames of one result beside each other, dropped patches dimmed and hatched; JPEG bytes.
+def draw_marks(picture: Image.Image, marks: np.ndarray) -> None:
+    """Draw the marks of one frame's tokens, text [rows, cols], into the corners of their cells."""
+    pen = ImageDraw.Draw(picture)
+    rows, cols = marks.shape
+    side = 0.34 * min(picture.width / cols, picture.height / rows)
+    for (row, col), mark in np.ndenumerate(marks):
+        if mark:
+            left, top = col * picture.width / cols + 1, row * picture.height / rows + 1
+            _draw_mark(pen, mark, left, top, max(side, 5.0))
+
+
+def _draw_mark(pen: ImageDraw.ImageDraw, mark: str, left: float, top: float, side: float) -> None:
+    """Draw one mark white on black: the usual shapes as shapes, because the font at hand may lack them."""
+    right, bottom, middle, centre = left + side, top + side, left + side / 2, top + side / 2
+    outlines = {
+        "▲": [(middle, top), (right, bottom), (left, bottom)],
+        "◆": [(middle, top), (right, centre), (middle, bottom), (left, centre)],
+    }
+    pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill="black")
+    if mark in "●○":
+        pen.ellipse((left, top, right, bottom), fill="white" if mark == "●" else None, outline="white")
+    elif mark in "■□":
+        pen.rectangle((left, top, right, bottom), fill="white" if mark == "■" else None, outline="white")
+    elif mark in outlines:
+        pen.polygon(outlines[mark], fill="white")
+    elif mark == "+":
+        pen.line((left, centre, right, centre), fill="white", width=2)
+        pen.line((middle, top, middle, bottom), fill="white", width=2)
+    else:
+        pen.text((middle, centre), mark, fill="white", anchor="mm", font_size=side + 2)
+
+
+def filmstrip(frames: np.ndarray, result: Result, width: int = 160, gap: int = 3, whole: Layout | None = None) -> bytes:
+    """Draw all layout frames of one result beside each other as the page does: dropped, merged, and why kept; JPEG.
 
     `frames` are the sampled frames, uint8 [T, H, W, 3]; `whole` is the layout that covers all of them, where it is not
     the result's own.
@@ -150,15 +199,20 @@ def filmstrip(frames: np.ndarray, result: Result, width: int = 112, gap: int = 3
     layout = result.layout
     whole = whole or layout
     shown = frame_of_clip(whole, len(frames))
-    mask, _ = role_mask(result)
+    mask, names = role_mask(result)
+    absorbed = absorbed_mask(result)
+    marks = np.array([mark_of(name) for name in names])
     height = max(1, round(frames.shape[1] * width / frames.shape[2]))
-    per_row = min(layout.frames, 16)
+    per_row = min(layout.frames, 8)
     sheet = Image.new("RGB", (per_row * (width + gap), math.ceil(layout.frames / per_row) * (height + gap)), "white")
+    grid = layout.rows, layout.cols
     for position, place in enumerate(nearest_frames(layout, whole)):
         picture = np.asarray(Image.fromarray(frames[shown[place]]).resize((width, height), Image.Resampling.BILINEAR))
-        kept = mask[position].reshape(layout.rows, layout.cols) != DROPPED
+        fates = mask[position].reshape(grid)
+        drawn = Image.fromarray(draw_overlay(picture, fates != DROPPED, absorbed[position].reshape(grid)))
+        draw_marks(drawn, marks[fates])
         row, col = divmod(position, per_row)
-        sheet.paste(Image.fromarray(draw_overlay(picture, kept)), (col * (width + gap), row * (height + gap)))
+        sheet.paste(drawn, (col * (width + gap), row * (height + gap)))
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

@@ -16,11 +16,13 @@ from plotly.offline import get_plotlyjs
 from sharp_demo import strings
 from sharp_demo.records import AttentionMaps, Result
 from sharp_demo.views import figures
+from sharp_demo.views.benchmark import Measured
 from sharp_demo.views.colors import method_color
 from sharp_demo.views.evidence import Evidence
-from sharp_demo.views.overlay import Sprite, filmstrip, fullest_layout, kept_per_frame
+from sharp_demo.views.overlay import Sprite, filmstrip, fullest_layout, kept_per_frame, mark_of
 from sharp_demo.views.summary import answers_compare, baseline_of, differing_words, figures_of, same_answer
 
+CONFIG = {"displaylogo": False, "responsive": True}
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
 )
@@ -51,6 +53,7 @@ def render_report(
     failed: Sequence[Mapping[str, str]] = (),
     *,
     stored: bool = False,
+    benchmark: Sequence[Measured] = (),
 ) -> str:
     """Render request, answers, figures, kept tokens and charts as one self-contained HTML page.
 
@@ -63,6 +66,7 @@ def render_report(
     evidence : where the clip holds the answer, where that is known.
     failed : label, kind and message of methods that failed or were never run.
     stored : whether the results were computed earlier.
+    benchmark : the stored accuracies, for the plot against the share of tokens kept.
     """
     frames = clip_frames.frames() if isinstance(clip_frames, Sprite) else clip_frames
     baseline = baseline_of(results)
@@ -84,7 +88,7 @@ def render_report(
     ]
     data = json.loads(json.dumps(comparison_dict(request, results, failed, stored=stored), default=str))
     video = Path(str(request.get("video", ""))).name
-    return _TEMPLATES.get_template("report.html").render(
+    page = _TEMPLATES.get_template("report.html").render(
         words=strings.REPORT_PAGE,
         sure=strings.sure,
         subtitle=strings.report_subtitle(video, request, results[0] if results else None, stored=stored),
@@ -92,10 +96,13 @@ def render_report(
         columns=columns,
         failed=failed,
         stored=stored,
-        charts=[_chart(figure) for figure in report_figures(results, attention, evidence)],
+        marks=_legend(results),
+        charts=[_chart(figure) for figure in report_figures(results, attention, evidence, benchmark)],
+        layers=_layers(attention, evidence) if attention is not None else None,
         plotly_js=get_plotlyjs(),
         data={**data, "request": {**data["request"], "video": video}},
     )
+    return page.replace("\0", "\ufffd")  # HTML cannot hold it: a browser would drop it without a trace
 
 
 def _beside(result: Result, baseline: Result | None) -> dict[str, Any]:
@@ -108,19 +115,42 @@ def _beside(result: Result, baseline: Result | None) -> dict[str, Any]:
 
 
 def report_figures(
-    results: Sequence[Result], attention: AttentionMaps | None = None, evidence: Sequence[Evidence] = ()
+    results: Sequence[Result],
+    attention: AttentionMaps | None = None,
+    evidence: Sequence[Evidence] = (),
+    benchmark: Sequence[Measured] = (),
 ) -> list[go.Figure]:
-    """Return the charts of a comparison in reading order."""
+    """Return the charts of a comparison in reading order, but for the one with a slider over the layers."""
     if not results:
         return []
     charts = [figures.speedup_bars(results), figures.latency_bars(results), figures.kept_over_time(results, evidence)]
     charts.append(figures.kept_by_layer(results))
     charts += [figures.attention_per_frame(result, evidence) for result in results if "debiased" in result.scores]
     if attention is not None:
-        charts += [figures.attention_by_layer(attention, evidence), figures.attention_map(attention, evidence)]
+        charts.append(figures.attention_map(attention, evidence))
+    if benchmark:
+        charts.append(figures.accuracy_by_retention(benchmark, results))
     return charts
 
 
-def _chart(figure: go.Figure) -> str:
+def _layers(maps: AttentionMaps, evidence: Sequence[Evidence]) -> dict[str, Any]:
+    """Return the chart of one layer's attention and what its slider needs to show another's."""
+    last = len(maps.raw) - 1
+    shown = min(figures.FIRST_LAYER_SHOWN, last)
+    titles = [strings.CHART_LAYERS.format(layer=layer, penalty=maps.penalty) for layer in range(last + 1)]
+    lines = [list(figures.attention_lines(maps, layer).values()) for layer in range(last + 1)]
+    chart = figures.attention_by_layer(maps, evidence, shown)
+    return {"chart": _chart(chart, "layers"), "last": last, "shown": shown, "titles": titles, "lines": lines}
+
+
+def _legend(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """Return mark and name of every role that a kept token has in these results, and of tokens merged into others."""
+    roles = dict.fromkeys(role for result in results for frame in result.role for role in frame)
+    named = [(mark_of(role), strings.THEATRE["roles"].get(role, role)) for role in roles if mark_of(role)]
+    merged = any(result.merged_into for result in results)
+    return [*named, ("╱", strings.THEATRE["roles"]["absorbed"])] if merged else named
+
+
+def _chart(figure: go.Figure, name: str | None = None) -> str:
     # plotly escapes <, > and / in the JSON it writes into the script, so this string is safe to mark as such.
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+    return figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=CONFIG)

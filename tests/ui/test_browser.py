@@ -178,15 +178,18 @@ def rank(scores: list[float], slot: int) -> int:
     return 1 + sum(other > scores[slot] for other in scores)
 
 
-def test_board_lines_up_and_every_token_tells_what_the_json_says(watched, server, checkerboard, tmp_path):
+@pytest.mark.parametrize("model", ["tiny-llava-onevision", "tiny-qwen2-vl"])
+def test_board_lines_up_and_every_token_tells_what_the_json_says(watched, server, checkerboard, tmp_path, model):
     """On a clip with one token a cell, a kept cell shows its own colour up to its corners, a dropped one is dark."""
-    watched.open(server)
+    watched.open(f"{server}/?model={model}")
     page = watched.page
+    expect(page.locator("#model input")).to_have_value(model)
     upload(page, checkerboard)
     ask(page, "What color is the brief flash?")
     assert run(page) == "done"
     page.wait_for_selector(".sd-canvas")
     results = saved_json(page, tmp_path / "board.json")["results"]
+    assert {result["model"] for result in results} == {model}
     canvases = page.locator(".sd-canvas")
     bright = [0] * len(results)
     for frame in range(results[0]["layout"]["frames"]):
@@ -284,6 +287,48 @@ def test_one_timeline_by_keys_by_segments_and_by_the_clip(watched, server):
 
     page.locator("#clip video").evaluate("clip => { clip.currentTime = 2.8; }")
     page.wait_for_function(f"{frame} === 5")
+    watched.assert_clean()
+
+
+def frame_times(page: Page) -> list[float]:
+    """The time the page gives for each frame, read by moving through them."""
+    times = []
+    for frame in range(int(page.locator(".sd-frame").get_attribute("max")) + 1):
+        page.locator(".sd-frame").fill(str(frame))
+        times.append(float(re.search(r"· ([\d.]+) s", page.locator(".sd-time").inner_text())[1]))
+    return times
+
+
+def test_the_columns_follow_the_clip_while_it_plays(watched, server):
+    watched.open(server)
+    page = watched.page
+    page.locator("#examples button").nth(4).click()
+    page.wait_for_selector("#clip video")
+    assert run(page) == "done"
+    page.wait_for_selector(".sd-canvas")
+    seen = page.evaluate(
+        """async () => {
+          const clip = document.querySelector("#clip video"), slider = document.querySelector(".sd-frame");
+          const seen = [];
+          clip.muted = true;
+          clip.currentTime = 0;
+          await clip.play();
+          const end = Math.min(4, clip.duration - 0.3);
+          while (clip.currentTime < end) {
+            await new Promise(done => setTimeout(done, 60));
+            seen.push([clip.currentTime, Number(slider.value)]);
+          }
+          clip.pause();
+          return seen;
+        }"""
+    )
+    shown = [frame for _, frame in seen]
+    assert shown == sorted(shown)
+    assert len(set(shown)) >= 5, "many frames passed by"
+    times = frame_times(page)
+    for at, frame in seen:
+        nearest = min(range(len(times)), key=lambda one: abs(times[one] - at))
+        assert abs(frame - nearest) <= 1, (at, frame, nearest)
     watched.assert_clean()
 
 
@@ -530,7 +575,12 @@ def test_downloads_and_attention_by_layer(watched, server, clip, tmp_path):
     assert data["request"]["video"] == clip.name, "no server folders in what visitors download"
     page.locator("#by-layer").click()
     page.wait_for_selector("#layers .js-plotly-plot", timeout=RUN_MS)
-    assert page.locator("#layers .slider-group").count() == 1
+    title = page.locator("#layers .gtitle")
+    expect(title).to_contain_text("in layer 1 ")
+    page.locator("#layer input[type=range]").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(title).to_contain_text("in layer 3 ")
     with page.expect_download() as download:
         page.locator("#save-report").click()
     download.value.save_as(tmp_path / "comparison.html")
@@ -539,4 +589,12 @@ def test_downloads_and_attention_by_layer(watched, server, clip, tmp_path):
     report.open((tmp_path / "comparison.html").as_uri())
     report.page.wait_for_selector(".js-plotly-plot .bars")
     assert report.page.locator(".card").count() == 4
+    lines = "document.getElementById('layers').data.slice(0, 3).map(line => [...line.y])"
+    before = report.page.evaluate(lines)
+    report.page.locator(".layer input").focus()
+    report.page.keyboard.press("End")
+    layers = len(data["results"][0]["visual_per_layer"])
+    expect(report.page.locator(".layer output")).to_have_text(str(layers - 1))
+    expect(report.page.locator("#layers .gtitle")).to_contain_text(f"in layer {layers - 1} ")
+    assert report.page.evaluate(lines) != before
     report.assert_clean()

@@ -16,7 +16,7 @@ from sharp_demo.settings import Settings
 from sharp_demo.ui.api_examples import curl_example, python_example
 from sharp_demo.ui.controls import KNOBS, knob_field
 from sharp_demo.ui.inputs import load_examples
-from sharp_demo.ui.link import NAMES, inputs_of, query_of
+from sharp_demo.ui.link import CHOICES, NAMES, inputs_of, query_of
 
 SETTINGS = Settings()
 EXAMPLES = load_examples(SETTINGS)
@@ -27,17 +27,17 @@ INPUTS = [str(EXAMPLES[1].video), "Why? & <b>", "tiny-qwen2-vl", ["vanilla", "sh
 
 def read(**query: str) -> tuple[dict, list[str]]:
     values, wrong = inputs_of(query, MODELS, EXAMPLES, SETTINGS)
-    assert len(values) == len(NAMES)
-    return {name: value for name, value in zip(NAMES, values, strict=True) if value != gr.skip()}, wrong
+    names = (*NAMES, *CHOICES)
+    return {name: value for name, value in zip(names, values, strict=True) if value != gr.skip()}, wrong
 
 
 def test_what_a_link_says_is_what_was_set():
     knobs = list(KNOB_VALUES)
     knobs[KNOBS.index(("sharp", "posc"))] = False
     knobs[KNOBS.index(("sharp", "penalty"))] = 0.25
-    query = dict(parse_qsl(query_of([*INPUTS, *knobs], EXAMPLES)))
+    query = dict(parse_qsl(query_of([*INPUTS, *knobs], EXAMPLES, mode="ablate", plan="both", steps="coarse")))
     values, wrong = inputs_of(query, MODELS, EXAMPLES, SETTINGS)
-    assert values == [*INPUTS, *knobs]
+    assert values == [*INPUTS, *knobs, "ablate", "both", "coarse"]
     assert not wrong
 
 
@@ -67,6 +67,9 @@ def test_an_upload_has_no_place_in_a_link(tmp_path):
         ("frames", "5"),
         ("max_new_tokens", "-1"),
         ("seed", "1e3"),
+        ("mode", "run"),
+        ("plan", "all 8"),
+        ("steps", ""),
         ("sharp.segm", "1"),
         ("sharp.penalty", "nan"),
         ("sharp.score_layer", "__class__"),

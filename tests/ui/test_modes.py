@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import urlencode
+
 import pytest
 from playwright.sync_api import Page, expect
 from test_browser import Watched, ask, browser, keep_screenshot, upload, watched  # noqa: F401
 from test_page_quality import serious
+
+from sharp_demo.ui.modes.sweep import STEPS
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -52,8 +57,11 @@ def test_sweep_shows_where_the_answer_flips(watched, server):  # noqa: F811
     assert [row[0].split("\n")[0] for row in table] == ["Feather", "ShaRP"]
     for row in table:
         assert len(row) == 7
-        assert row[1] == "✓", "nothing is pruned at 100 %"
-        assert all(cell == "✓" or cell.startswith("✗ ") for cell in row[1:])
+        assert row[1] == "✓\n784 (100\u00a0%)", "nothing is pruned at 100 %"
+        assert all(cell.startswith(("✓\n", "✗ ")) for cell in row[1:])
+        kept = [re.search(r"\n(\d+) \((\S+)\s%\)$", cell).groups() for cell in row[1:]]
+        assert [int(count) for count, _ in kept] == [round(share * 784) for share in STEPS["coarse"]]
+        assert [float(share) for _, share in kept] == [float(f"{100 * int(count) / 784:.3g}") for count, _ in kept]
         flips = "flips at" in row[0]
         assert flips == any(cell.startswith("✗") for cell in row[1:])
     title = page.locator("#sweep-table tbody td").last.get_attribute("title")
@@ -74,6 +82,37 @@ def test_sweep_stops_and_says_what_is_missing(watched, talkative_server, clip): 
     assert ended(page, "sweep") == "stopped"
     assert "Stopped after" in page.locator("#sweep-status p").inner_text()
     assert rows(page, "sweep-table")[0][-1] == "not run"
+    watched.assert_clean()
+
+
+def test_the_address_holds_mode_and_plan(watched, server):  # noqa: F811
+    question = "What is the background of the letter L?"
+    known = {"example": "background-of-a-letter", "question": question, "methods": "vanilla,sharp", "retention": "30"}
+    watched.open(f"{server}/?{urlencode({**known, 'mode': 'ablate', 'plan': 'all', 'steps': 'coarse'})}")
+    page = watched.page
+    address = "Object.fromEntries(new URLSearchParams(location.search))"
+    selected = page.locator("#modes [role=tab][aria-selected=true]")
+    expect(selected).to_have_text("Ablate")
+    expect(page.get_by_label("all 8", exact=True)).to_be_checked()
+    expect(page.locator("#run")).to_be_hidden()
+
+    open_mode(page, "Sweep")
+    expect(page.get_by_label("6 steps, quicker")).to_be_checked()
+    assert page.evaluate(address)["mode"] == "sweep"
+    page.wait_for_selector("#clip video")
+    assert press_run(page, "sweep") == "done"
+    held = page.evaluate(address)
+    assert held["mode"] == "sweep"
+    assert held["steps"] == "coarse"
+    assert {name: held[name] for name in known} == known
+    page.reload()
+    expect(selected).to_have_text("Sweep")
+    expect(page.get_by_label("6 steps, quicker")).to_be_checked()
+    expect(page.locator("#question textarea")).to_have_value(question)
+
+    open_mode(page, "Compare")
+    expect(page.locator("#run")).to_be_visible()
+    assert "mode" not in page.evaluate(address)
     watched.assert_clean()
 
 

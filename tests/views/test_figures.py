@@ -80,12 +80,13 @@ def test_attention_sums_scores_and_marks_cuts():
 def test_attention_by_layer_shows_one_layer_at_a_time():
     layers = [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]
     maps = AttentionMaps(Layout(2, 1, 1, 1, (0.0, 1.0)), 0.6, layers, layers, layers, [[0, 1], [1, 2]])
-    figure = figures.attention_by_layer(maps)
-    assert figure.layout.sliders[0].active == 1
-    assert [list(trace.y) for trace in figure.data if trace.visible] == [layers[1]] * 3
-    for layer, step in enumerate(figure.layout.sliders[0].steps):
-        shown = [trace for trace, visible in zip(figure.data, step.args[0]["visible"], strict=True) if visible]
-        assert [list(trace.y) for trace in shown] == [layers[layer]] * 3
+    assert [list(trace.y) for trace in figures.attention_by_layer(maps).data] == [layers[1]] * 3
+    for layer in range(3):
+        figure = figures.attention_by_layer(maps, layer=layer)
+        assert [list(trace.y) for trace in figure.data] == [layers[layer]] * 3
+        assert f"in layer {layer} " in figure.layout.title.text
+        assert not figure.layout.sliders, "plotly's own cannot be moved by keyboard"
+    assert figures.attention_by_layer(maps, layer=99).data[0].y == tuple(layers[2])
 
 
 def test_charts_are_basic_and_transparent(results):
@@ -135,10 +136,9 @@ def test_evidence_is_shaded_where_it_is_and_only_if_it_is_not_everywhere(results
 def test_evidence_stays_while_the_layer_changes():
     layers = [[0.1, 0.2, 0.3], [0.3, 0.4, 0.5]]
     maps = AttentionMaps(Layout(3, 1, 1, 1, (0.0, 1.0, 2.0)), 0.6, layers, layers, layers, [[0, 3]])
-    figure = figures.attention_by_layer(maps, LATE)
-    for step in figure.layout.sliders[0].steps:
-        assert len(step.args[0]["visible"]) == len(figure.data)
-        assert step.args[0]["visible"][-1]
+    for layer in range(2):
+        figure = figures.attention_by_layer(maps, LATE, layer)
+        assert figure.data[-1].name == strings.EVIDENCE
 
 
 def test_the_map_holds_every_layer_and_frame_as_a_share_of_the_layer():

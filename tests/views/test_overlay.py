@@ -91,6 +91,37 @@ def test_filmstrip_is_a_jpeg(clip):
     assert overlay.filmstrip(clip, make_result())[:2] == b"\xff\xd8"
 
 
+def test_merged_patches_are_hatched_the_other_way_and_bluish():
+    kept, absorbed = np.zeros((1, 2), bool), np.array([[False, True]])
+    drawn = overlay.draw_overlay(np.full((32, 64, 3), 200, np.uint8), kept, absorbed).astype(int)
+    dropped, merged = drawn[:, :32], drawn[:, 32:]
+    assert (dropped[..., 2] == dropped[..., 0]).all()
+    assert (merged[..., 2] > merged[..., 0]).all()
+    for part, step in ((dropped, -1), (merged, 1)):
+        hatch = part[..., 0] > part[..., 0].min()
+        assert hatch.any()
+        assert (np.roll(hatch, (1, step), (0, 1)) == hatch).all(), "a line goes on one row down and one column on"
+
+
+@pytest.mark.parametrize("role", ["register", "filled", "merged", "grid", "dominant", "contextual", "static", "foveal"])
+def test_every_role_but_plain_ones_is_marked_in_its_own_cell(role):
+    grey = np.full((1, 60, 100, 3), 128, np.uint8)
+    result = make_result(frames=1, keep=1, kept=[[7]], role=[[role]], merged_into=[])
+    plain = replace(result, role=[["kept"]])
+    marked, bare = (
+        np.asarray(Image.open(io.BytesIO(overlay.filmstrip(grey, one, width=100, gap=0))).convert("L")).astype(int)
+        for one in (result, plain)
+    )
+    changed = np.abs(marked - bare) > 40
+    assert changed[20:40, 40:60].sum() > 10, "row 1, column 2"
+    changed[18:42, 38:62] = False  # JPEG blurs a little
+    assert not changed.any()
+
+
+def test_plain_roles_have_no_mark_and_unknown_ones_their_letter():
+    assert [overlay.mark_of(role) for role in ("dropped", "kept", "register", "foveal")] == ["", "", "●", "F"]
+
+
 def test_a_result_with_fewer_frames_is_drawn_on_the_frames_it_saw():
     whole = make_result(frames=4).layout
     half = replace(make_result(frames=2), layout=replace(make_result(frames=2).layout, timestamps=(0.0, 2.0)))

@@ -5,9 +5,11 @@ import re
 import pytest
 from handmade import make_result
 
+from sharp_demo import strings
 from sharp_demo.records import MethodSpec, Request
+from sharp_demo.views.benchmark import Measured
 from sharp_demo.views.overlay import make_sprite
-from sharp_demo.views.report import render_report
+from sharp_demo.views.report import render_report, report_figures
 
 HOSTILE = [
     "<img src=x onerror=window.__x=1>",
@@ -56,6 +58,28 @@ def test_report_marks_what_differs_from_vanilla(clip):
     assert re.findall(r"<mark>(.*?)</mark>", page) == ["blue"]
     assert page.count("Differs from vanilla") == 1
     assert "90.0% sure" in page
+
+
+def test_report_has_the_stored_accuracies_with_this_run(clip):
+    stored = [
+        Measured("tiny", method, method, "tokens", share, share, accuracy, (accuracy - 0.1, accuracy + 0.1), 50, share)
+        for method, share, accuracy in (("vanilla", 1.0, 0.9), ("fastv", 0.1, 0.4), ("fastv", 0.5, 0.8))
+    ]
+    results = [make_result("vanilla", model="tiny"), make_result("fastv", keep=18, model="tiny")]
+    titles = [figure.layout.title.text for figure in report_figures(results, benchmark=stored)]
+    assert titles.count(strings.CHART_ACCURACY) == 1
+    page = render_report(request(), results, clip, benchmark=stored)
+    assert strings.CHART_ACCURACY in page
+    assert strings.CHART_ACCURACY_RUN.format(label="Fastv") in page
+    assert strings.CHART_ACCURACY not in render_report(request(), results, clip), "none without stored results"
+
+
+def test_report_names_its_marks(clip):
+    result = make_result(role=[["filled", "foveal"]], kept=[[0, 3]], frames=1, keep=2, merged_into=[[1, 0]])
+    page = render_report(request(), [result], clip)
+    assert re.findall(r"<li><b>(.)</b> (.*?)</li>", page) == [
+        ("○", "filled in"), ("F", "foveal"), ("╱", "merged into another"),
+    ]  # fmt: skip
 
 
 def test_report_of_a_stopped_answer_compares_nothing(clip):

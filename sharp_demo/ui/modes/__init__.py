@@ -19,23 +19,31 @@ from sharp_demo.ui.modes.walk import build_walk
 CSS = (Path(__file__).parent / "modes.css").read_text("utf-8")
 
 
-def build_modes(callbacks: Callbacks, inputs: Sequence[Any]) -> None:
-    """Add one tab per mode to the current `gr.Tabs`; `inputs` are the page's, in the order `Callbacks` reads them."""
+def build_modes(callbacks: Callbacks, inputs: Sequence[Any]) -> list[gr.Radio]:
+    """Add one tab per mode to the current `gr.Tabs`; return the modes' own inputs in the order of `link.CHOICES`.
+
+    `inputs` are the page's, in the order `Callbacks` reads them.
+    """
     modes = (
         ("ablate", strings.MODE_ABLATE, build_ablate),
         ("sweep", strings.MODE_SWEEP, build_sweep),
         ("walk", strings.MODE_WALK, build_walk),
     )
+    own = []
     for name, title, build in modes:
         with gr.Tab(title, id=name) as tab:
-            build(callbacks, inputs)
-        show_run_row(tab, False)
+            own += build(callbacks, inputs)
+        when_opened(tab, name)
     with gr.Tab(strings.MODE_BENCHMARKS, id="benchmarks") as tab:
         build_benchmarks(callbacks.settings)
-    show_run_row(tab, False)
+    when_opened(tab, "benchmarks")
+    return own
 
 
-def show_run_row(tab: gr.Tab, shown: bool) -> None:
-    """Show the comparison's Run and Stop only while its own tab is selected: other modes have their own."""
-    js = f"() => document.querySelector('#run-row')?.classList.toggle('other-mode', {str(not shown).lower()})"
+def when_opened(tab: gr.Tab, name: str) -> None:
+    """Put the mode into the address, and show the comparison's Run and Stop in its own tab only."""
+    js = f"""() => {{
+      window.sharpAddress.mode("{name}");
+      document.querySelector("#run-row")?.classList.toggle("other-mode", {str(name != "compare").lower()});
+    }}"""
     tab.select(None, None, None, js=js, **HIDDEN)

@@ -131,8 +131,8 @@ def _number(text: str) -> dict[str, str]:
     return {"text": text, "kind": "number"}
 
 
-def build_ablate(callbacks: Callbacks, inputs: Sequence[Any]) -> None:
-    """Add the mode's controls and outputs to the current layout and wire them to the shared inputs."""
+def build_ablate(callbacks: Callbacks, inputs: Sequence[Any]) -> list[gr.Radio]:
+    """Add the mode's controls and outputs to the current layout, wired to the shared inputs; return its own inputs."""
     gr.Markdown(strings.ABLATE_HELP)
     with gr.Row(elem_classes="mode-controls"):
         plan = gr.Radio(strings.ABLATE_CHOICES, value="one", label=strings.ABLATE_PLAN, elem_id="ablate-plan")
@@ -149,7 +149,12 @@ def build_ablate(callbacks: Callbacks, inputs: Sequence[Any]) -> None:
         page[METHODS_INPUT] = ["vanilla"]
         return ablation_request(callbacks.request_of(page), chosen if chosen in known else "one", sharp.options)
 
+    def query(values: Sequence[Any]) -> str:
+        *page, chosen = values
+        return callbacks.query(page, mode="ablate", plan=chosen)
+
     def run(request: Request, caller: gr.Request) -> Iterator[list[Any]]:
         yield from stream(callbacks, request, AblateView(request, callbacks, caller.session_hash), caller)
 
-    wire(callbacks, controls, status, [*inputs, plan], [table, columns], request_of, run)
+    wire(callbacks, controls, status, [*inputs, plan], [table, columns], request_of, query, run)
+    return [plan]

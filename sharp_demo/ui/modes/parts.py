@@ -71,6 +71,7 @@ class Status:
     message: str = ""
     done: int = 0
     of: int = 0
+    query: str = ""  # the settings, for the page's address
 
     def value(self) -> dict[str, Any]:
         return vars(self).copy()
@@ -221,9 +222,13 @@ def wire(
     inputs: Sequence[Any],
     outputs: Sequence[Any],
     request_of: Callable[[Sequence[Any]], Request],
+    query: Callable[[Sequence[Any]], str],
     run: Callable[[Request, gr.Request], Iterator[list[Any]]],
 ) -> None:
-    """Connect a mode's buttons: check at once, wait in the model's queue, run, stop, leave the queue."""
+    """Connect a mode's buttons: check at once, wait in the model's queue, run, stop, leave the queue.
+
+    `query` gives the settings of a run as the page's address holds them.
+    """
 
     def begin(caller: gr.Request, *values: Any) -> Iterator[list[Any]]:
         try:
@@ -232,7 +237,8 @@ def wire(
             yield [Status("error", str(error)).value(), *buttons("idle")]
             raise Error(str(error), print_exception=False) from None
         callbacks.visits.of(caller.session_hash).files.add(Path(request.video))
-        yield [Status("waiting", callbacks.queued()).value(), *buttons("waiting")]
+        status = Status("waiting", callbacks.queued(), query=query(values))
+        yield [status.value(), *buttons("waiting")]
 
     def go(caller: gr.Request, *values: Any) -> Iterator[list[Any]]:
         yield from run(request_of(values), caller)

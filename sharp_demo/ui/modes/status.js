@@ -13,6 +13,7 @@ function draw() {
   const value = props.value;
   if (!value) return;
   box.dataset.phase = value.phase;
+  if (value.query) window.sharpAddress.settings(value.query);
   if (text.textContent !== value.message) {
     text.textContent = value.message;
     changed = performance.now();

@@ -100,13 +100,14 @@ class SweepView(Collected):
 
 def _cell(point: Point) -> dict[str, str]:
     title = strings.point(point.answer, point.kept, point.visual, point.probability)
+    more = {"title": title, "note": strings.kept_count(point.kept, point.visual)}
     if point.same:
-        return {"text": "✓", "kind": "same", "title": title}
-    return {"text": f"✗ {point.answer.strip() or strings.EMPTY_ANSWER}", "kind": "differs", "title": title}
+        return {"text": "✓", "kind": "same", **more}
+    return {"text": f"✗ {point.answer.strip() or strings.EMPTY_ANSWER}", "kind": "differs", **more}
 
 
-def build_sweep(callbacks: Callbacks, inputs: Sequence[Any]) -> None:
-    """Add the mode's controls and outputs to the current layout and wire them to the shared inputs."""
+def build_sweep(callbacks: Callbacks, inputs: Sequence[Any]) -> list[gr.Radio]:
+    """Add the mode's controls and outputs to the current layout, wired to the shared inputs; return its own inputs."""
     gr.Markdown(strings.SWEEP_HELP)
     with gr.Row(elem_classes="mode-controls"):
         steps = gr.Radio(strings.SWEEP_CHOICES, value="fine", label=strings.SWEEP_STEPS, elem_id="sweep-steps")
@@ -119,7 +120,12 @@ def build_sweep(callbacks: Callbacks, inputs: Sequence[Any]) -> None:
         *page, chosen = values
         return sweep_request(callbacks.request_of(page), STEPS["coarse" if chosen == "coarse" else "fine"])
 
+    def query(values: Sequence[Any]) -> str:
+        *page, chosen = values
+        return callbacks.query(page, mode="sweep", steps=chosen)
+
     def run(request: Request, caller: gr.Request) -> Iterator[list[Any]]:
         yield from stream(callbacks, request, SweepView(request), caller)
 
-    wire(callbacks, controls, status, [*inputs, steps], [table, plot], request_of, run)
+    wire(callbacks, controls, status, [*inputs, steps], [table, plot], request_of, query, run)
+    return [steps]

@@ -109,8 +109,8 @@ def _picture(picture: np.ndarray) -> dict[str, Any]:
     return {"codes": encode(picture), "heat": False, "fates": [FATES[code] for code in used]}
 
 
-def build_walk(callbacks: Callbacks, inputs: Sequence[Any]) -> None:
-    """Add the mode's controls and outputs to the current layout and wire them to the shared inputs."""
+def build_walk(callbacks: Callbacks, inputs: Sequence[Any]) -> list[gr.Radio]:
+    """Add the mode's controls and outputs to the current layout, wired to the shared inputs; it has none of its own."""
     gr.Markdown(strings.WALK_HELP)
     controls = Controls.create("walk", strings.WALK_RUN)
     status = status_line(strings.WALK_IDLE, elem_id="walk-status")
@@ -123,7 +123,11 @@ def build_walk(callbacks: Callbacks, inputs: Sequence[Any]) -> None:
         page[METHODS_INPUT] = ["vanilla"]
         return walk_request(callbacks.request_of(page), dict(sharp.options))
 
+    def query(values: Sequence[Any]) -> str:
+        return callbacks.query(values, mode="walk")
+
     def run(request: Request, caller: gr.Request) -> Iterator[list[Any]]:
         yield from stream(callbacks, request, WalkView(request, callbacks, caller.session_hash), caller)
 
-    wire(callbacks, controls, status, inputs, [story, plot], request_of, run)
+    wire(callbacks, controls, status, inputs, [story, plot], request_of, query, run)
+    return []
