@@ -179,9 +179,12 @@ def compare(
 
         _write(json_, json.dumps(comparison_dict(request.to_dict(), outcome.results, failed), indent=1) + "\n")
     if html is not None:
+        from sharp_demo.views.benchmark import load_benchmark
         from sharp_demo.views.report import render_report
 
-        _write(html, render_report(request.to_dict(), outcome.results, outcome.decoded.frames, failed=failed))
+        stored = load_benchmark(settings.assets)
+        frames_shown = outcome.decoded.frames
+        _write(html, render_report(request.to_dict(), outcome.results, frames_shown, failed=failed, benchmark=stored))
     return max((2 if failure.kind == "refused" else 1 for failure in outcome.failed), default=0)
 
 

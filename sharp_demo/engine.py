@@ -592,6 +592,7 @@ class Engine:
                     first_token_prob=first_prob,
                     tokens=token_counts(run, length),
                     visual_per_layer=list(run.visual_per_layer),
+                    left_before=run.left_before.tolist(),
                     kv_per_layer=kv_per_layer,
                     layout=shared.layout,
                     **kept_by_frame(run, shared.layout),

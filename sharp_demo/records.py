@@ -114,6 +114,7 @@ class Result:
     tokens : {"prompt", "visual", "kept", "retention", "layer_mean"}; kept = after the last prune,
         retention = kept / visual, layer_mean = mean share of visual tokens over the decoder layers.
     visual_per_layer : visual tokens that entered each decoder layer.
+    left_before : for every slot the first decoder layer that it did not enter; the number of layers if it stayed.
     kv_per_layer : visual tokens whose keys and values each layer's cache holds after the prefill; fewer than entered
         where a method forgot them (SharpV's memory stage).
     kept : per layout frame, the row-major indices (0..rows*cols-1) of its kept tokens, ascending.
@@ -138,6 +139,8 @@ class Result:
     first_token_prob: float | None
     tokens: dict[str, float]
     visual_per_layer: list[int]
+    left_before: list[int]
+    kv_per_layer: list[int]
     layout: Layout
     kept: list[list[int]]
     role: list[list[str]]
@@ -153,7 +156,6 @@ class Result:
     seed: int
     versions: dict[str, str]
     model: str = ""
-    kv_per_layer: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     trace: dict[str, list[Any]] = field(default_factory=dict)
 

@@ -20,7 +20,7 @@ from sharp_demo.cost import ModelShape, exact_tflops, paper_tflops, score_macs
 from sharp_demo.engine import Engine, prefill, prefill_tflops, unique_labels
 from sharp_demo.errors import InputError, MethodError, ModelError, QuestionError, VideoError
 from sharp_demo.pruning.fastv import FastV
-from sharp_demo.pruning.registry import make_method
+from sharp_demo.pruning.registry import list_methods, make_method
 from sharp_demo.pruning.runtime import Prefill
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharp.bias import BiasCache
@@ -543,3 +543,14 @@ def test_what_each_layers_cache_holds_is_told_apart_from_what_entered(engine: En
     for one in (whole, none):
         text = one.tokens["prompt"] - one.tokens["visual"]
         assert one.memory["kv_bytes"] == per_row * (sum(one.kv_per_layer) + 4 * text)
+
+
+@pytest.mark.parametrize("name", [name for name in list_methods() if name != "vanilla"])
+def test_every_token_tells_which_layer_it_did_not_enter(engine: Engine, video: str, name: str) -> None:
+    request = Request(video, "What is it?", (MethodSpec(name),), retention=0.4, max_new_tokens=1)
+    (result,) = [event.result for event in engine.stream(request) if isinstance(event, MethodDone)]
+    left, layers = np.array(result.left_before), len(result.visual_per_layer)
+    assert [int((left > layer).sum()) for layer in range(layers)] == result.visual_per_layer
+    per_frame = result.layout.rows * result.layout.cols
+    kept = [frame * per_frame + token for frame, tokens in enumerate(result.kept) for token in tokens]
+    assert np.flatnonzero(left == layers).tolist() == kept

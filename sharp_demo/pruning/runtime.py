@@ -82,6 +82,7 @@ class Run:
     segments : [first, end) layout frames of each segment; empty without segmentation.
     trace : name -> tensor, what a method tells of its steps when it is asked to (slots where it names tokens).
     segment_tokens : visual tokens of each segment in the layers that are segment-masked; empty without any.
+    left_before : [N] first decoder layer that each token did not enter; the number of layers where it stayed.
     visual_per_layer : visual tokens that entered each decoder layer.
     mlp_per_layer : those that entered its MLP: fewer where a method dropped after the attention.
     stages : milliseconds per stage, read after the prefill.
@@ -93,6 +94,7 @@ class Run:
     kept: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     role: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int8))
     merged_into: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    left_before: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     scores: dict[str, Tensor] = field(default_factory=dict)
     layer_scores: dict[str, Tensor] = field(default_factory=dict)
     segments: list[tuple[int, int]] = field(default_factory=list)
@@ -117,6 +119,7 @@ class Run:
         self.kept = torch.arange(n, device=self.device)
         self.role = torch.full((n,), Role.KEPT, dtype=torch.int8, device=self.device)
         self.merged_into = torch.full((n,), -1, device=self.device)
+        self.left_before = torch.full((n,), layers, device=self.device)
         self.scores, self.layer_scores, self.trace = {}, {}, {}
         self.segments, self.segment_tokens = [], []
         self.visual_per_layer, self.mlp_per_layer = [n] * layers, [n] * layers
@@ -326,6 +329,9 @@ class Prefill(Pass):
             self.text = torch.searchsorted(index, self.text)
             self.order, self.rows, self.slots = self.order[index], new_rows, self.slots[kept]
             self.run.merged_into = _final_targets(self.run.merged_into, self.slots)
+            self.run.left_before = self.run.left_before.clamp(max=first_layer).index_fill(
+                0, self.slots, len(self.layers)
+            )
             role = self.run.role[kept] if selection.role is None else selection.role.to(torch.int8)
         self.run.kept, self.run.role = self.slots, role
         layers, first_mlp = len(self.layers), first_layer if first_mlp is None else first_mlp

@@ -43,7 +43,6 @@ from sharp_demo.views.overlay import (
     role_mask,
 )
 from sharp_demo.views.summary import answers_compare, baseline_of, differing_words, figures_of, same_answer
-from sharp_demo.views.survival import left_before
 
 
 @dataclass
@@ -245,8 +244,8 @@ def token_view(result: Result, layout: Layout | None = None) -> dict[str, Any]:
     """Return what the page needs to draw a result's tokens, row-major, frame after frame, in base64.
 
     `mask`: uint8 codes of `roles`; `scores`: float32, NaN where a slot was never scored; `absorbed`: int32 pairs of
-    a token and the one it was merged into; `left`: uint8, the layer before which a slot was dropped (255: kept), None
-    where nobody can tell; `layers`: tokens that entered each layer, of `visual`; `cached`: those whose keys and values
+    a token and the one it was merged into; `left`: uint8, the layer before which a slot was dropped (for the kept the
+    number of layers); `layers`: tokens that entered each layer, of `visual`; `cached`: those whose keys and values
     its cache holds. `layout` is the page's: of a result
     that saw fewer frames, each of the page's frames shows the nearest in time.
     """
@@ -258,7 +257,7 @@ def token_view(result: Result, layout: Layout | None = None) -> dict[str, Any]:
         low, high = colour_range(values)
         by_frame = np.asarray(values, np.float32).reshape(mask.shape)
         scores[kind] = {"values": encode(by_frame[places]), "low": low, "high": high}
-    kept, left = kept_per_frame(result), left_before(result)
+    kept, left = kept_per_frame(result), np.asarray(result.left_before, np.uint8)
     return {
         "frames": layout.frames,
         "rows": result.layout.rows,
@@ -266,7 +265,7 @@ def token_view(result: Result, layout: Layout | None = None) -> dict[str, Any]:
         "roles": roles,
         "mask": encode(mask[places]),
         "kept": [kept[place] for place in places],
-        "left": None if left is None else encode(left.reshape(mask.shape)[places]),
+        "left": encode(left.reshape(mask.shape)[places]),
         "layers": list(result.visual_per_layer),
         "cached": list(result.kv_per_layer),
         "visual": result.layout.tokens,

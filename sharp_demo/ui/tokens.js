@@ -113,7 +113,7 @@ function updateCard(parts, column) {
     parts.scores = {};
   } else if (parts.source !== column.tokens.mask) {
     parts.mask = bytes(column.tokens.mask);
-    parts.left = column.tokens.left && bytes(column.tokens.left);
+    parts.left = bytes(column.tokens.left);
     parts.ranks = null;
     parts.scores = {};
     for (const kind of Object.keys(column.tokens.scores)) parts.scores[kind] = unpackScore(column.tokens.scores[kind]);
@@ -198,21 +198,14 @@ function entering(tokens) {
   return view.layer === null ? tokens.layers.at(-1) : tokens.layers[view.layer];
 }
 
-// Between a method's first and last drop only `left` tells which tokens were still there.
-function unknown(parts) {
-  const { layers } = parts.column.tokens;
-  return view.layer !== null && !parts.left && layers[view.layer] < parts.column.tokens.visual
-    && layers[view.layer] > layers.at(-1);
-}
-
 // The mask as it was when the chosen layer was entered: who left later is still there, without a role.
 function enter(parts) {
   const { tokens } = parts.column;
   const size = tokens.rows * tokens.cols;
   const plain = tokens.roles.indexOf("kept");
-  if (view.layer === null || unknown(parts)) parts.shown = parts.mask;
+  if (view.layer === null) parts.shown = parts.mask;
   else if (entering(tokens) === tokens.visual) parts.shown = parts.mask.map(() => plain);
-  else parts.shown = parts.mask.map((code, slot) => code || (parts.left && parts.left[slot] > view.layer ? plain : 0));
+  else parts.shown = parts.mask.map((code, slot) => code || (parts.left[slot] > view.layer ? plain : 0));
   parts.counts = Array.from({ length: tokens.frames }, (_, frame) =>
     parts.shown.subarray(frame * size, (frame + 1) * size).reduce((sum, code) => sum + (code > 0), 0));
 }
@@ -475,7 +468,7 @@ function factsOf(parts) {
   const code = parts.mask[slot];
   const scores = {};
   for (const kind of Object.keys(parts.scores)) scores[kind] = parts.scores[kind].values[slot];
-  const left = parts.left && code === 0 ? parts.left[slot] : null;
+  const left = code === 0 ? parts.left[slot] : null;
   return { token: slot, left, frame, row: view.probe.row, col: view.probe.col, time: view.value.clip.timestamps[frame],
     fate: code === 0 && target !== undefined ? "absorbed" : tokens.roles[code], target, scores,
     rank: rank && rank.places[slot] ? rank.places[slot] : null, ranked: rank && rank.count, by: rank && rank.kind };
@@ -501,17 +494,15 @@ function describe(parts) {
   const counted = { frame: frame + 1, kept: parts.counts[frame], total, layer: view.layer, all: entering(tokens),
     visual: tokens.visual };
   const named = { label: parts.column.label, frames: tokens.frames, ...counted };
-  const label = view.layer === null ? say("canvas_label", named)
-    : unknown(parts) ? named.label + ": " + say("layer_unknown", named) : say("layer_label", named);
+  const label = say(view.layer === null ? "canvas_label" : "layer_label", named);
   if (parts.label !== label) parts.canvas.setAttribute("aria-label", (parts.label = label));
   for (const name of Object.keys(parts.probe.dataset)) delete parts.probe.dataset[name];
   if (!view.probe) {
     const range = tokens.scores[view.mode];
-    const line = view.layer === null ? "frame_line" : unknown(parts) ? "layer_unknown" : "layer_line";
-    let text = say(line, counted) + "\n" + rolesOf(parts, frame);
+    let text = say(view.layer === null ? "frame_line" : "layer_line", counted) + "\n" + rolesOf(parts, frame);
     if (view.layer !== null) {
       parts.probe.dataset.entering = entering(tokens);
-      const cached = tokens.cached[view.layer] ?? entering(tokens);
+      const cached = tokens.cached[view.layer];
       parts.probe.dataset.cached = cached;
       if (cached < entering(tokens)) text += "\n" + say("forgotten", { cached });
     }
@@ -526,7 +517,7 @@ function describe(parts) {
     if (value !== null && value !== undefined) parts.probe.dataset[name] = value;
   const lines = [say("token_line", { token: facts.token + 1, frame: frame + 1, row: facts.row + 1, col: facts.col + 1,
     time: facts.time.toFixed(2) })];
-  let fate = facts.fate === "dropped" ? say(facts.left === null ? "dropped" : "left", { layer: facts.left })
+  let fate = facts.fate === "dropped" ? say("left", { layer: facts.left })
     : facts.fate === "absorbed" || target !== undefined ? say("absorbed_by", { token: target + 1,
       frame: Math.floor(target / total) + 1, row: Math.floor((target % total) / tokens.cols) + 1,
       col: (target % tokens.cols) + 1 })

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from sharp_demo.records import Layout, Result, Stage
@@ -39,6 +41,7 @@ def make_result(
             "layer_mean": len(slots) / total,
         },
         "visual_per_layer": [total, len(slots)],
+        "kv_per_layer": [total, len(slots)],
         "layout": Layout(frames, rows, cols, 1, tuple(float(f) for f in range(frames))),
         "kept": per_frame,
         "role": roles,
@@ -63,4 +66,17 @@ def make_result(
         "seed": 0,
         "versions": {"torch": "2"},
     }
-    return Result(**(values | over))
+    values |= over
+    return Result(**{"left_before": leaving(values), **values})
+
+
+def leaving(values: dict) -> list[int]:
+    """A `left_before` that goes with the counts: of the slots that are gone, the lowest left first."""
+    layout, per_layer = values["layout"], values["visual_per_layer"]
+    kept = {f * layout.rows * layout.cols + token for f, tokens in enumerate(values["kept"]) for token in tokens}
+    gone = [slot for slot in range(layout.tokens) if slot not in kept]
+    left = [len(per_layer)] * layout.tokens
+    for layer, (before, after) in enumerate(pairwise([layout.tokens, *per_layer])):
+        for slot in gone[layout.tokens - before : layout.tokens - after]:
+            left[slot] = layer
+    return left
