@@ -36,6 +36,7 @@ Written by `python -m sharp_demo.bench.publish --split validation`, one section 
 the paper is the default, and every threshold that is not the paper's, is decided here; held-out clips decide nothing.
 """
 VOLATILE = ("commit", "machine")  # of a setup: may differ without the numbers being others
+SYSTEMS_QUESTIONS = 200
 ABLATION_QUESTIONS = 200
 PHENOMENA_QUESTIONS = 100
 POSITIONS_QUESTIONS = 100
@@ -118,7 +119,8 @@ def _systems(chosen: argparse.Namespace, backbone: Backbone) -> Planned:
         versus = differences_to(document, "flops", "sharp")
         return to_json([document]), f"{markdown(document, title)}\n## Difference to ShaRP\n\n{versus}\n"
 
-    return Plan(every_method(), (0.25, 0.2, 0.15, 0.1, 0.05), ("flops",), chosen.questions, chosen.seed), make
+    questions = min(SYSTEMS_QUESTIONS, chosen.questions)
+    return Plan(every_method(), (0.25, 0.2, 0.15, 0.1, 0.05), ("flops",), questions, chosen.seed), make
 
 
 def _positions(chosen: argparse.Namespace, backbone: Backbone) -> Planned | None:
