@@ -523,8 +523,8 @@ BENCH_SPEED_CAPTION = (
 BENCH_SPEED_HEAD = ["Method", "Prompt", "Device", "R", "Prefill", "Speed-up", "FLOPs ratio"]
 BENCH_LIMITS = """### What they say, and what they do not
 - **What is kept decides the answer**: with the cut before layer 1, a random choice of as many tokens is far behind.
-- **Equal FLOPs, 15 % of the tokens and less.** ShaRP is 3 to 5 points ahead of FastV and Feather on LLaVA-OneVision, and
-  within the interval of the best on Qwen2-VL.
+- **Equal FLOPs, 15 % of the tokens and less.** ShaRP is 3 to 5 points ahead of FastV and Feather on LLaVA-OneVision,
+  and within the interval of the best on Qwen2-VL.
 - **What is lost is the count.** Few tokens answer what is looked up, not how many scenes there are.
 - **Nothing about 7B models.** Two models of 2.5 and 2.8 million parameters, trained on drawn clips, on which attention
   methods win by construction: the evidence is one or two tokens.
