@@ -513,7 +513,7 @@ BENCH_NONE = "No stored results were shipped with this copy."
 BENCH_MATCH = [("same tokens", "tokens"), ("same FLOPs as FastV", "flops")]
 BENCH_ABLATION = (
     "### ShaRP's modules and readings\nThe rows of the paper's Table 5 and each reading the other way round. With "
-    "look-ahead scores no two of those rows differ by more than the interval on these clips; the scoring layer decides."
+    "look-ahead scores RegD is the module that shows on these clips; the scoring layer decides."
 )
 BENCH_SPEED = "### Speed\nPrefill of a published configuration with random weights, each round against vanilla."
 BENCH_SPEED_CAPTION = (
