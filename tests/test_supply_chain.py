@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -120,7 +121,11 @@ def test_the_tool_follows_requirements_and_refuses_what_is_missing(
 
 def make(*arguments: str) -> str:
     command = ["make", "--dry-run", "--always-make", *arguments]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    # Variables given to the make that runs these tests are not meant for this one.
+    clean = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKEOVERRIDES", "USE_SYSTEM")
+    }
+    return subprocess.run(command, cwd=ROOT, env=clean, check=True, capture_output=True, text=True).stdout
 
 
 def test_installing_takes_the_tested_set_unless_told_otherwise(tmp_path: Path) -> None:
