@@ -34,6 +34,7 @@ from sharp_demo.backbones.processor import clean_question
 from sharp_demo.backbones.signals import signals_refusal
 from sharp_demo.cost import ModelShape, exact_tflops, flops_matched_retention, overhead_macs, paper_tflops
 from sharp_demo.errors import DeviceLostError, DeviceMemoryError, InputError, MethodError, UnsupportedError
+from sharp_demo.memory import trim_heaps
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.probe import AttentionProbe, attention_per_frame
 from sharp_demo.pruning.registry import make_method, method_class
@@ -203,6 +204,7 @@ class Engine:
             self._clips = Recent(self._clips.capacity)
             if self._loaded is not None:
                 self._loaded.features = Recent(self._loaded.features.capacity)
+            trim_heaps()
         self._lock.release()
 
     @contextmanager
@@ -642,8 +644,9 @@ def thin_notes(shared: _Shared) -> list[str]:
 
 
 def free_memory() -> None:
-    """Return unused memory to the device. Call it outside of `except`, whose traceback holds on to tensors."""
+    """Return unused memory to the device and the system. Call it outside of `except`, whose traceback holds tensors."""
     gc.collect()
+    trim_heaps()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -520,6 +521,21 @@ def test_models_are_swapped_and_one_that_cannot_load_breaks_nothing(
     with pytest.raises(ModelError):
         list(engine.stream(replace(request_for, model=str(tiny_llava_folder.parent))))
     assert len(results(engine.stream(request_for))) == 4
+
+
+def test_what_a_model_left_behind_goes_back_to_the_system_before_the_next_one_comes(
+    engine: Engine, request_for: Request, tiny_llava_folder: Path, tiny_qwen_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    list(engine.stream(replace(request_for, model=str(tiny_llava_folder))))
+    loaded_at_trim: list[Any] = []
+    monkeypatch.setattr(engine_module, "trim_heaps", lambda: loaded_at_trim.append(engine._loaded))
+    list(engine.stream(replace(request_for, model=str(tiny_llava_folder))))
+    assert loaded_at_trim == [], "no run is slowed down by it"
+    list(engine.stream(replace(request_for, model=str(tiny_qwen_folder))))
+    assert loaded_at_trim == [None]
+    engine.forget()
+    assert len(loaded_at_trim) == 2, "and between a kiosk's visitors"
 
 
 def test_embedded_models_are_listed_before_the_hub(cpu_settings: Settings) -> None:

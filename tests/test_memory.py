@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sharp_demo.memory import share_heaps
+from sharp_demo.memory import share_heaps, trim_heaps
 
 ROOT = Path(__file__).resolve().parent.parent
 GLIBC = platform.libc_ver()[0] == "glibc"
@@ -51,14 +52,51 @@ app.build_ui, app.launch_options = lambda *_: Page(), lambda *_: {{}}
 app.main()
 """
 
+# Freed below a small block that stays, as between two models: what the system got back before and after the trim.
+FREED = """
+import os
+from sharp_demo.memory import trim_heaps
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+before = resident()
+blocks = [b"x" * 50_000 for _ in range(2000)]
+kept = b"x" * 50_000
+del blocks
+freed = resident()
+print(round(freed - before), trim_heaps(), round(resident() - before))
+"""
+
 
 @pytest.mark.skipif(not GLIBC, reason="only glibc keeps a heap for every thread")
 def test_the_servers_threads_share_heaps():
-    done = subprocess.run([sys.executable, "-c", SERVED], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    own = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    done = subprocess.run(
+        [sys.executable, "-c", SERVED], cwd=ROOT, env=own, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < LIMIT_MB
 
 
+@pytest.mark.skipif(not GLIBC, reason="only glibc is asked to return its heap")
+def test_freed_heap_goes_back_to_the_system():
+    done = subprocess.run([sys.executable, "-c", FREED], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    held, trimmed, left = done.stdout.split()
+    assert int(held) > 80, "else there was nothing to trim"
+    assert trimmed == "True"
+    assert int(left) < 20
+
+
+def test_a_number_of_heaps_set_by_the_host_holds(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("malloc was set"))
+    assert share_heaps() is False
+
+
 def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     assert share_heaps() is False
+    assert trim_heaps() is False

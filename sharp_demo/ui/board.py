@@ -37,7 +37,6 @@ from sharp_demo.views.overlay import (
     colour_range,
     encode,
     frame_of_clip,
-    kept_per_frame,
     make_sprite,
     nearest_frames,
     role_mask,
@@ -246,8 +245,8 @@ def token_view(result: Result, layout: Layout | None = None) -> dict[str, Any]:
     `mask`: uint8 codes of `roles`; `scores`: float32, NaN where a slot was never scored; `absorbed`: int32 pairs of
     a token and the one it was merged into; `left`: uint8, the layer before which a slot was dropped (for the kept the
     number of layers); `layers`: tokens that entered each layer, of `visual`; `cached`: those whose keys and values
-    its cache holds. `layout` is the page's: of a result
-    that saw fewer frames, each of the page's frames shows the nearest in time.
+    its cache holds. `layout` is the page's: of a result that saw fewer frames, each of the page's frames shows the
+    nearest in time.
     """
     layout = layout or result.layout
     places = nearest_frames(layout, result.layout)
@@ -257,14 +256,13 @@ def token_view(result: Result, layout: Layout | None = None) -> dict[str, Any]:
         low, high = colour_range(values)
         by_frame = np.asarray(values, np.float32).reshape(mask.shape)
         scores[kind] = {"values": encode(by_frame[places]), "low": low, "high": high}
-    kept, left = kept_per_frame(result), np.asarray(result.left_before, np.uint8)
+    left = np.asarray(result.left_before, np.uint8)
     return {
         "frames": layout.frames,
         "rows": result.layout.rows,
         "cols": result.layout.cols,
         "roles": roles,
         "mask": encode(mask[places]),
-        "kept": [kept[place] for place in places],
         "left": encode(left.reshape(mask.shape)[places]),
         "layers": list(result.visual_per_layer),
         "cached": list(result.kv_per_layer),

@@ -95,7 +95,6 @@ def render_report(
         request=request,
         columns=columns,
         failed=failed,
-        stored=stored,
         marks=_legend(results),
         charts=[_chart(figure) for figure in report_figures(results, attention, evidence, benchmark)],
         layers=_layers(attention, evidence) if attention is not None else None,

@@ -17,6 +17,8 @@ import av
 import numpy as np
 import pytest
 
+from tests.ui.pieces import ENDLESS
+
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
@@ -71,7 +73,7 @@ def server(tmp_path_factory) -> Iterator[str]:
 def talkative_server(tmp_path_factory, tiny_llava_folder: Path) -> Iterator[str]:
     """An app whose model has random weights: it never ends an answer, so a run lasts as long as a test needs."""
     folder = tmp_path_factory.mktemp("talkative")
-    with serving(folder, SHARP_MODEL=str(tiny_llava_folder), SHARP_MAX_NEW_TOKENS="1000") as address:
+    with serving(folder, SHARP_MODEL=str(tiny_llava_folder), SHARP_MAX_NEW_TOKENS=str(ENDLESS)) as address:
         yield address
 
 

@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from sharp_demo.ui.tokens import example_row, plain_text, token_columns
+from tests.ui.pieces import ENDLESS, served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -100,6 +101,17 @@ def run(page: Page) -> str:
     return page.locator(".sd").get_attribute("data-phase")
 
 
+def example_shown(watched: Watched, address: str, number: int = 4) -> Page:
+    """Open the page, run one of its examples to the end and wait for the columns' pictures."""
+    watched.open(address)
+    page = watched.page
+    page.locator("#examples button").nth(number).click()
+    page.wait_for_selector("#clip video")
+    assert run(page) == "done"
+    page.wait_for_selector(".sd-canvas")
+    return page
+
+
 def labels(page: Page) -> list[str]:
     return page.locator(".sd-canvas").evaluate_all("all => all.map(one => one.getAttribute('aria-label'))")
 
@@ -174,6 +186,17 @@ def saved_json(page: Page, path) -> dict:
     return json.loads(path.read_text())
 
 
+def saved_report(page: Page, path: Path) -> Watched:
+    """Download the run's report and open it from disk."""
+    with page.expect_download() as download:
+        page.locator("#save-report").click()
+    download.value.save_as(path)
+    report = Watched(page.context.new_page())
+    report.open(path.as_uri())
+    report.page.wait_for_selector(".js-plotly-plot .bars")
+    return report
+
+
 def rank(scores: list[float], slot: int) -> int:
     return 1 + sum(other > scores[slot] for other in scores)
 
@@ -246,12 +269,7 @@ def pictures_of(page: Page) -> list[int]:
 
 
 def test_one_timeline_by_keys_by_segments_and_by_the_clip(watched, server):
-    watched.open(server)
-    page = watched.page
-    page.locator("#examples button").nth(4).click()
-    page.wait_for_selector("#clip video")
-    assert run(page) == "done"
-    page.wait_for_selector(".sd-canvas")
+    page = example_shown(watched, server)
     frame = "Number(document.querySelector('.sd-frame').value)"
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("5")
@@ -300,12 +318,7 @@ def frame_times(page: Page) -> list[float]:
 
 
 def test_the_columns_follow_the_clip_while_it_plays(watched, server):
-    watched.open(server)
-    page = watched.page
-    page.locator("#examples button").nth(4).click()
-    page.wait_for_selector("#clip video")
-    assert run(page) == "done"
-    page.wait_for_selector(".sd-canvas")
+    page = example_shown(watched, server)
     seen = page.evaluate(
         """async () => {
           const clip = document.querySelector("#clip video"), slider = document.querySelector(".sd-frame");
@@ -333,12 +346,7 @@ def test_the_columns_follow_the_clip_while_it_plays(watched, server):
 
 
 def test_another_clip_does_not_move_the_columns(watched, server):
-    watched.open(server)
-    page = watched.page
-    page.locator("#examples button").nth(4).click()
-    page.wait_for_selector("#clip video")
-    assert run(page) == "done"
-    page.wait_for_selector(".sd-canvas")
+    page = example_shown(watched, server)
     clip = "document.querySelector('#clip video')"
     frame = "Number(document.querySelector('.sd-frame').value)"
     page.evaluate(f"{clip}.currentTime = 2.8")
@@ -391,7 +399,7 @@ def test_a_long_stage_counts_its_seconds_silently(watched, talkative_server, cli
     ask(page, "What moves?")
     for label in ("FastV", "Feather", "ShaRP"):
         page.locator("#methods").get_by_label(label, exact=True).uncheck()
-    answer_length(page, 1000)
+    answer_length(page, ENDLESS)
     page.locator("#run").click()
     since = page.locator("#columns .sd-since")
     expect(since).to_have_text(re.compile(r"· [1-9]\d* s"), timeout=RUN_MS)
@@ -509,8 +517,7 @@ def test_hostile_answer_label_and_note_are_inert(watched):
         token_columns(board, elem_id="columns")
         plain_text(text, elem_id="line")
         example_row([{"video": {"url": "about:blank"}, "question": text, "note": text}], elem_id="row")
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
-    try:
+    with served(demo) as url:
         watched.open(url)
         page = watched.page
         page.wait_for_selector(".sd-card")
@@ -521,8 +528,6 @@ def test_hostile_answer_label_and_note_are_inert(watched):
         page.wait_for_timeout(300)
         assert page.evaluate("window.__x === undefined")
         assert page.locator(".sd img, #line img, #row img").count() == 0
-    finally:
-        demo.close()
 
 
 def screens(first: tuple[int, str]) -> list:
@@ -567,10 +572,7 @@ def test_downloads_and_attention_by_layer(watched, server, clip, tmp_path):
     upload(page, clip)
     ask(page, "What moves?")
     assert run(page) == "done"
-    with page.expect_download() as download:
-        page.locator("#save-json").click()
-    download.value.save_as(tmp_path / "comparison.json")
-    data = json.loads((tmp_path / "comparison.json").read_text())
+    data = saved_json(page, tmp_path / "comparison.json")
     assert [result["method"] for result in data["results"]] == ["vanilla", "fastv", "feather", "sharp"]
     assert data["request"]["video"] == clip.name, "no server folders in what visitors download"
     page.locator("#by-layer").click()
@@ -581,13 +583,8 @@ def test_downloads_and_attention_by_layer(watched, server, clip, tmp_path):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     expect(title).to_contain_text("in layer 3 ")
-    with page.expect_download() as download:
-        page.locator("#save-report").click()
-    download.value.save_as(tmp_path / "comparison.html")
+    report = saved_report(page, tmp_path / "comparison.html")
     watched.assert_clean()
-    report = Watched(page.context.new_page())
-    report.open((tmp_path / "comparison.html").as_uri())
-    report.page.wait_for_selector(".js-plotly-plot .bars")
     assert report.page.locator(".card").count() == 4
     lines = "document.getElementById('layers').data.slice(0, 3).map(line => [...line.y])"
     before = report.page.evaluate(lines)

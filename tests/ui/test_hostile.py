@@ -11,7 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from sharp_demo import strings
 from tests.ui.conftest import serving
-from tests.ui.test_browser import PAYLOADS, Watched, ask, browser, run, saved_json, upload, watched
+from tests.ui.test_browser import PAYLOADS, Watched, ask, browser, run, saved_json, saved_report, upload, watched
 from tests.ui.test_modes import open_mode, press_run
 
 __all__ = ["browser", "watched"]  # fixtures
@@ -80,13 +80,8 @@ def test_compare_picture_and_report_show_it_whole(watched, hostile_server, clip,
     data = saved_json(page, tmp_path / "comparison.json")
     page.locator("#by-layer").click()
     page.wait_for_selector("#layers .js-plotly-plot", timeout=60_000)
-    with page.expect_download() as download:
-        page.locator("#save-report").click()
-    download.value.save_as(tmp_path / "comparison.html")
+    report = saved_report(page, tmp_path / "comparison.html")
     watched.assert_clean()
-    report = Watched(page.context.new_page())
-    report.open((tmp_path / "comparison.html").as_uri())
-    report.page.wait_for_selector(".js-plotly-plot .bars")
     shown = report.page.locator(".answer").evaluate_all("all => all.map(one => one.textContent)")
     expected = [data["request"]["question"].strip(), *[ANSWER.strip()] * 4]
     assert [text.strip() for text in shown] == [text.replace("\0", "\ufffd") for text in expected]

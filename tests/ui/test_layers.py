@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import gradio as gr
-import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
 from sharp_demo import strings
-from sharp_demo.records import Decoded, MethodDone, MethodSpec, Result
-from sharp_demo.ui.board import Board
+from sharp_demo.records import Result
 from sharp_demo.ui.tokens import token_columns
-from tests.ui.test_browser import RUN_MS, Watched, browser, pictures, run, saved_json, watched
+from tests.ui.pieces import board_of, served
+from tests.ui.test_browser import RUN_MS, Watched, browser, pictures, pictures_of, run, saved_json, watched
 from tests.views.handmade import make_result
 
 __all__ = ["browser", "watched"]  # fixtures
@@ -35,16 +32,6 @@ def to_layer(page: Page, layer: int) -> None:
     page.locator(".sd-layer").fill(str(layer))
 
 
-def drawn(page: Page) -> list[int]:
-    """Tokens that each column claims to show over all frames, from what its canvas says of itself."""
-    counts = [0] * page.locator(".sd-canvas").count()
-    for frame in range(int(page.locator(".sd-frame").get_attribute("max")) + 1):
-        page.locator(".sd-frame").fill(str(frame))
-        for number, (_, label) in enumerate(page.evaluate(COUNTS)):
-            counts[number] += int(re.search(r": (\d+) of", label)[1])
-    return counts
-
-
 def test_every_layer_shows_as_many_tokens_as_the_result_says(watched, server, tmp_path):
     """Drops before layer 0, before layer 1, before layer 2, at two and at more layers, and none."""
     watched.open(f"{server}/{LINK}&methods=vanilla,fastv,sharp,pdrop,holitom,visionzip%2Bsharp")
@@ -59,14 +46,14 @@ def test_every_layer_shows_as_many_tokens_as_the_result_says(watched, server, tm
     assert (slider.get_attribute("max"), slider.input_value()) == (str(layers), str(layers))
     expect(page.locator(".sd-layer-name")).to_have_text(strings.THEATRE["layer_end"])
     at_the_end = pictures(page)
-    assert drawn(page) == [result["tokens"]["kept"] for result in results]
+    assert pictures_of(page) == [result["tokens"]["kept"] for result in results]
 
     for layer in (0, 1, 2, layers - 1):
         to_layer(page, layer)
         expect(page.locator(".sd-layer-name")).to_have_text(strings.THEATRE["layer_at"].format(layer=layer))
         expected = [counts[layer] for counts in per_layer]
         assert [int(told) for told, _ in page.evaluate(COUNTS)] == expected
-        assert drawn(page) == expected, layer
+        assert pictures_of(page) == expected, layer
     assert len({tuple(counts) for counts in per_layer}) >= 4, "the methods drop at different layers"
 
     # By keyboard, back to the end, where everything is as it was.
@@ -80,7 +67,7 @@ def test_every_layer_shows_as_many_tokens_as_the_result_says(watched, server, tm
     page.locator(".sd-frame").fill("0")
     assert slider.get_attribute("aria-valuetext") == strings.THEATRE["layer_end"]
     page.evaluate("document.activeElement.blur()")
-    assert drawn(page) == [result["tokens"]["kept"] for result in results]
+    assert pictures_of(page) == [result["tokens"]["kept"] for result in results]
 
     # A token that is pointed at tells where it was dropped.
     gone = next(cell for cell in range(49) if cell not in results[1]["kept"][0])
@@ -99,23 +86,14 @@ def test_every_layer_shows_as_many_tokens_as_the_result_says(watched, server, tm
 @contextmanager
 def shown(watched: Watched, **over) -> Iterator[tuple[Page, Result]]:
     """The columns of one hand-made result of 60 tokens, 7 of them kept."""
-    board = Board.waiting([MethodSpec("sharp", {}, "Sharp")])
     result = make_result("sharp", merged_into=[], **over)
-    board.apply(Decoded(np.full((4, 48, 80, 3), 180, np.uint8), (0.0, 1.0, 2.0, 3.0), {}, 1.0))
-    board.apply(MethodDone("Sharp", result))
-    board.sprite_path = "frames.jpg"
-    value = board.value()
-    value["clip"]["sprite"] = {"url": "data:image/jpeg;base64," + base64.b64encode(board.sprite.jpeg).decode()}
     with gr.Blocks(analytics_enabled=False) as demo:
-        token_columns(value, elem_id="columns")
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
-    try:
+        token_columns(board_of(result), elem_id="columns")
+    with served(demo) as url:
         watched.open(url)
         watched.page.wait_for_selector(".sd-canvas")
         yield watched.page, result
         watched.assert_clean()
-    finally:
-        demo.close()
 
 
 def test_layers_whose_cache_forgets_the_video_say_so(watched):

@@ -16,12 +16,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import ROOT, serving
-from test_browser import browser  # noqa: F401
 
+from tests.ui.conftest import ROOT, serving
 from tests.ui.test_api import call, file_data, upload
+from tests.ui.test_browser import browser
 from tests.ui.test_faults import health, run_lines
 from tests.video.clips import write_clip
+
+__all__ = ["browser"]  # a fixture
 
 pytestmark = pytest.mark.timeout(240)
 STEP_S, TOKENS, LISTEN_S = 0.15, 16, 3.0
@@ -137,7 +139,7 @@ def test_a_killed_client(slow):
 
 
 @pytest.mark.browser
-def test_a_closed_tab(slow, browser):  # noqa: F811
+def test_a_closed_tab(slow, browser):
     page = browser.new_page()
     page.goto(slow.address)
     page.locator("#clip input[type=file]").set_input_files(str(slow.clip))

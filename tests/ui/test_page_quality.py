@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import statistics
 from importlib.resources import files
 from urllib.parse import urlparse
 
 import gradio as gr
-import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
 from sharp_demo import strings
 from sharp_demo.pruning.runtime import Role
-from sharp_demo.records import Decoded, MethodDone, MethodSpec
-from sharp_demo.ui.board import Board
+from sharp_demo.records import Result
 from sharp_demo.ui.modes.parts import component
 from sharp_demo.ui.tokens import token_columns
+from tests.ui.pieces import board_of, served
 from tests.ui.test_browser import PAYLOADS, Watched, ask, browser, run, upload, watched
 from tests.views.handmade import make_result
 
@@ -128,18 +126,10 @@ def test_nothing_moves_for_those_who_asked_for_it(browser, server):
 
 def test_roles_nobody_foresaw_have_a_mark_and_a_line_in_the_legend(watched):
     """Methods name their own roles; the columns show any, and what it was merged into, on any grid."""
-    board = Board.waiting([MethodSpec("sharp", {}, "Sharp")])
-    result = make_result("sharp", merged_into=[[1, 0]])
-    result.role = [["foveal"] * len(kept) for kept in result.kept]
-    board.apply(Decoded(np.full((4, 48, 80, 3), 180, np.uint8), (0.0, 1.0, 2.0, 3.0), {}, 1.0))
-    board.apply(MethodDone("Sharp", result))
-    board.sprite_path = "frames.jpg"
-    value = board.value()
-    value["clip"]["sprite"] = {"url": "data:image/jpeg;base64," + base64.b64encode(board.sprite.jpeg).decode()}
+    result = in_role("foveal", merged_into=[[1, 0]])
     with gr.Blocks(analytics_enabled=False) as demo:
-        token_columns(value, elem_id="columns")
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
-    try:
+        token_columns(board_of(result), elem_id="columns")
+    with served(demo) as url:
         watched.open(url)
         page = watched.page
         page.wait_for_selector(".sd-canvas")
@@ -149,22 +139,13 @@ def test_roles_nobody_foresaw_have_a_mark_and_a_line_in_the_legend(watched):
         page.locator(".sd-frame").fill(str(frame))
         assert f"{len(result.kept[frame])} foveal" in page.locator(".sd-probe").inner_text()
         watched.assert_clean()
-    finally:
-        demo.close()
 
 
-def hand_made(role: str, sprite: str | None = None) -> dict:
-    """A board of one done method, all of whose tokens were kept as `role`; the pictures at `sprite` or inline."""
-    board = Board.waiting([MethodSpec("sharp", {}, "Sharp")])
-    result = make_result("sharp")
+def in_role(role: str, **over) -> Result:
+    """A hand-made result, all of whose tokens were kept as `role`."""
+    result = make_result("sharp", **over)
     result.role = [[role] * len(kept) for kept in result.kept]
-    board.apply(Decoded(np.full((4, 48, 80, 3), 180, np.uint8), (0.0, 1.0, 2.0, 3.0), {}, 1.0))
-    board.apply(MethodDone("Sharp", result))
-    board.sprite_path = "frames.jpg"
-    value = board.value()
-    inline = "data:image/jpeg;base64," + base64.b64encode(board.sprite.jpeg).decode()
-    value["clip"]["sprite"] = {"url": sprite or inline}
-    return value
+    return result
 
 
 @pytest.mark.parametrize("role", ["dominant", "contextual", "static"])
@@ -175,10 +156,9 @@ def test_roles_of_other_methods_have_words(role):
 
 def test_strip_pauses_and_a_table_keeps_its_arrow_keys(watched):
     with gr.Blocks(analytics_enabled=False) as demo:
-        token_columns(hand_made("dominant"), elem_id="columns")
+        token_columns(board_of(in_role("dominant")), elem_id="columns")
         component("table", {"caption": "Wide", "head": ["x" * 80] * 40, "rows": [["y"] * 40]}, elem_id="table")
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
-    try:
+    with served(demo) as url:
         watched.open(url)
         page = watched.page
         page.wait_for_selector(".sd-strip-canvas")
@@ -192,24 +172,19 @@ def test_strip_pauses_and_a_table_keeps_its_arrow_keys(watched):
         page.wait_for_function("document.querySelector('.md-scroll').scrollLeft > 0")
         assert page.locator(".sd-frame").input_value() == "0", "the frames stay"
         watched.assert_clean()
-    finally:
-        demo.close()
 
 
 def test_lost_pictures_are_said(watched):
     broken = "data:image/jpeg;base64,AAAA"
     story = {"clip": {"sprite": {"url": broken}}, "chapters": []}
     with gr.Blocks(analytics_enabled=False) as demo:
-        token_columns(hand_made("kept", broken), elem_id="columns")
+        token_columns(board_of(in_role("kept"), broken), elem_id="columns")
         component("walk", story, elem_id="story")
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
-    try:
+    with served(demo) as url:
         watched.open(url)
         expect(watched.page.locator(".sd-lost")).to_contain_text("no longer on the server")
         expect(watched.page.locator("#story")).to_contain_text("no longer on the server")
         watched.assert_clean()
-    finally:
-        demo.close()
 
 
 @pytest.mark.full
