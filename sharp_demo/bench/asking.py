@@ -1,8 +1,9 @@
 """One clip, many questions, many methods: each computes only what the others have not.
 
 Rows before the question do not depend on it, and until its first prune a method computes what others compute. So
-selections that never look at the question run the video once per clip, and for the others each layer before the
-prune runs once per question and attention override. Answers are those of the plain path; tests compare both.
+selections that never look at the question run the video once per clip, and a draft of the answer along with each
+question; for the others each layer before the prune runs once per question and attention override. The last layer
+runs for the row that is read. Answers are those of the plain path; tests compare both.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sharp_demo.backbones.signals import signals_refusal
 from sharp_demo.clips.records import Question
 from sharp_demo.engine import end_tokens, suppress_placeholders
 from sharp_demo.errors import UnsupportedError
-from sharp_demo.pruning.attention import Rotary
+from sharp_demo.pruning.attention import Rotary, project_keys
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.runtime import AttentionOverride, Later, Pass, Prefill, Run, Tools, run_layers
 from sharp_demo.pruning.sharp.bias import BiasCache
@@ -119,14 +120,12 @@ class Asked:
         self.tools = Tools(self.model, backbone.processor, film.bias_cache, prefix, positions, signals)
         self.ends = end_tokens(self.model, self.tokenizer)
         self._start = _State(hidden)
+        self._drafted: dict[tuple[int, ...], Asked] = {}
 
     @torch.inference_mode()
     def prefill(self, method: Method) -> tuple[Tensor, DynamicCache, Run]:
         """Run the prompt with a method; the next token's logits [vocab], the cache, and what was kept."""
-        method = method.fitted(len(self.lm.layers))
-        method.check(len(self.lm.layers))
-        if not method.active:
-            method = Vanilla()
+        method = self._checked(method)
         hidden, cache, run = self._blind(method) if _is_blind(method) else self._rows(method, self._start, None)
         return self._logits(hidden[:, -1:])[0], cache, run
 
@@ -136,10 +135,7 @@ class Asked:
         The answer is offered as a draft: as long as the greedy choice agrees with it, it is the greedy reply.
         """
         draft = self.tokenizer(question.answer, add_special_tokens=False).input_ids
-        logits, cache, run = self.prefill(method)
-        chosen = [int(logits.argmax())]
-        if chosen[0] == draft[0]:
-            chosen += self._feed(draft, cache, step=0).argmax(-1).tolist()
+        chosen, run = self._choices(method, draft)
         agreed = next((i for i, token in enumerate(draft) if chosen[i] != token), len(draft))
         if chosen[agreed] in self.ends:
             return question.correct(self.decode(draft[:agreed])), run
@@ -159,6 +155,39 @@ class Asked:
         return self.decode(ids)
 
     # -- pieces --------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _choices(self, method: Method, draft: Sequence[int]) -> tuple[list[int], Run]:
+        """The greedy choice behind the prompt and behind each token of a draft, and what was kept.
+
+        Only the first choice where that is not the draft's first token already.
+        """
+        method = self._checked(method)
+        if _is_blind(method):  # it selects the same whatever follows the video, so the draft can come with the question
+            hidden, _, run = self._followed_by(draft)._blind(method)
+            return self._logits(hidden[:, -1 - len(draft) :]).argmax(-1).tolist(), run
+        logits, cache, run = self.prefill(method)
+        chosen = [int(logits.argmax())]
+        if chosen[0] == draft[0]:
+            chosen += self._feed(draft, cache, step=0).argmax(-1).tolist()
+        return chosen, run
+
+    def _checked(self, method: Method) -> Method:
+        method = method.fitted(len(self.lm.layers))
+        method.check(len(self.lm.layers))
+        return method if method.active else Vanilla()
+
+    def _followed_by(self, draft: Sequence[int]) -> Asked:
+        """The same prompt with a draft of the answer behind it."""
+        key = tuple(draft)
+        if key not in self._drafted:
+            other = copy(self)
+            hidden, offsets = self._embed(draft, step=0)
+            other._start = _State(torch.cat((self._start.hidden, hidden), 1))
+            other.positions = torch.cat((self.positions, self.positions[..., -1:] + offsets), -1)
+            other.rotary = self.lm.rotary_emb(hidden, other.positions)
+            self._drafted[key] = other
+        return self._drafted[key]
 
     def _blind(self, method: Method) -> tuple[Tensor, DynamicCache, Run]:
         """The rows after the video, on what a selection that never looks at them kept of the video."""
@@ -196,10 +225,30 @@ class Asked:
             state = self._step(state, layer, rows.attention(layer), part)
             cache.update(state.keys, state.values, layer)
             rows.hidden = state.hidden
-        run_layers(self.lm.layers[shared:], rows, cache, self.lm.config, first=shared)
+        last = len(self.lm.layers) - 1
+        if shared > last or _overrides(method, "after_attention") or _overrides(method, "after_prefill"):
+            run_layers(self.lm.layers[shared:], rows, cache, self.lm.config, first=shared)
+        else:
+            run_layers(self.lm.layers[shared:last], rows, cache, self.lm.config, first=shared)
+            self._last_layer(rows, cache)
         rows.finish()
         cache.renumbered = tuple(rows.renumbered)
         return rows.hidden, cache, run
+
+    def _last_layer(self, rows: Prefill, cache: DynamicCache) -> None:
+        """The last layer: keys and values of all rows, and all else of the last row only, which is what is read."""
+        last = len(self.lm.layers) - 1
+        layer, attention = self.lm.layers[last], self.lm.layers[last].self_attn
+        rows.before_layer(last)
+        override, first = rows.attention(last), 0
+        if override is None:
+            first = rows.hidden.shape[1] - 1
+            x = layer.input_layernorm(rows.hidden[:, :first])
+            values = attention.v_proj(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+            cache.update(project_keys(attention, x, _cut(rows.rotary, slice(first))), values, last)
+        left = _Overridden(rows.hidden[:, first:], _cut(rows.rotary, slice(first, None)), override)
+        run_layers([layer], left, cache, self.lm.config, first=last)
+        rows.hidden = left.hidden
 
     def _begin(self, method: Method) -> tuple[Run, DynamicCache]:
         run = Run(method, self.model.device)
@@ -225,12 +274,15 @@ class Asked:
     @torch.inference_mode()
     def _feed(self, tokens: Sequence[int], cache: DynamicCache, step: int) -> Tensor:
         """Append tokens that stand `step` behind the prompt's end; the logits after each, [m, vocab]."""
-        ids = torch.tensor([list(tokens)], device=self.model.device)
-        offsets = torch.arange(1 + step, 1 + step + len(tokens), device=self.model.device)
-        hidden = self.lm.embed_tokens(ids)
+        hidden, offsets = self._embed(tokens, step)
         rows = Later(self.lm, hidden, self.positions[..., -1:] + offsets, cache.renumbered)
         run_layers(self.lm.layers, rows, cache, self.lm.config)
         return self._logits(rows.hidden)
+
+    def _embed(self, tokens: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
+        """Embeddings [1, m, d] of tokens that stand `step` behind the prompt's end, and how far behind its last row."""
+        ids = torch.tensor([list(tokens)], device=self.model.device)
+        return self.lm.embed_tokens(ids), torch.arange(1 + step, 1 + step + len(tokens), device=self.model.device)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [m, vocab] of the last layer's rows [1, m, d]."""

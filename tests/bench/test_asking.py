@@ -81,14 +81,31 @@ def asking_for(reply: str) -> Question:
     return Question("What color is the car?", reply, reply.split()[0], "color_in", (0, 0))
 
 
-def test_exact_match_is_of_the_whole_greedy_reply(film: Film) -> None:
-    asked, method = Asked(film, "What color is the car?"), FastV(0.2)
+@pytest.mark.parametrize("name", ["fastv", "uniform:layer=1", "vanilla"])
+def test_exact_match_is_of_the_whole_greedy_reply(film: Film, name: str) -> None:
+    asked, method = Asked(film, "What color is the car?"), VARIANTS[name].build(0.2)
     said = asked.reply(method, 40)
     ended = asked.reply(method, 400) == said
     assert asked.is_right(method, asking_for(said))[0] == ended
     assert not asked.is_right(method, asking_for("Red is its color."))[0]
     words = asked.decode(asked.tokenizer(said).input_ids[:3])
     assert not asked.is_right(method, asking_for(words))[0]  # a reply that goes on is another reply
+
+
+@pytest.mark.parametrize("name", ["vanilla", "random", "uniform:layer=1", "saliency", "fastv", "sharp", "visionzip"])
+def test_choices_behind_a_draft_are_the_greedy_ones(film: Film, name: str) -> None:
+    asked, method = Asked(film, "What color is the car?"), VARIANTS[name].build(0.2)
+    logits, cache, run = asked.prefill(method)
+    greedy = [int(logits.argmax())]
+    while len(greedy) < TOKENS:
+        greedy.append(int(asked._feed(greedy[-1:], cache, step=len(greedy) - 1)[-1].argmax()))
+    chosen, drafted = asked._choices(method, greedy[:-1])
+    assert chosen == greedy
+    assert torch.equal(drafted.kept, run.kept)
+    other = next(token for token in range(5, 100) if token not in greedy)
+    wrong = [*greedy[:2], other, *greedy[3:]]
+    assert asked._choices(method, wrong)[0][:3] == greedy[:3], "up to where the draft leaves the greedy reply"
+    assert asked._choices(method, [other, *greedy[1:]])[0][0] == greedy[0]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +144,7 @@ def test_verdict_follows_the_records_rule(film: Film, said: str, answer: str, ri
 
     monkeypatch.setattr(asked, "prefill", fake_prefill)
     monkeypatch.setattr(asked, "_feed", fake_feed)
-    assert asked.is_right(Vanilla(), asking_for(answer))[0] is right
+    assert asked.is_right(FastV(0.2), asking_for(answer))[0] is right
 
 
 @dataclass(frozen=True)
