@@ -17,7 +17,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.ui.pieces import ENDLESS
+from tests.ui.pieces import ENDLESS, endless
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -71,9 +71,10 @@ def server(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def talkative_server(tmp_path_factory, tiny_llava_folder: Path) -> Iterator[str]:
-    """An app whose model has random weights: it never ends an answer, so a run lasts as long as a test needs."""
+    """An app whose model never ends an answer, so that a run lasts as long as a test needs."""
     folder = tmp_path_factory.mktemp("talkative")
-    with serving(folder, SHARP_MODEL=str(tiny_llava_folder), SHARP_MAX_NEW_TOKENS=str(ENDLESS)) as address:
+    model = endless(tiny_llava_folder, folder / "model")
+    with serving(folder, SHARP_MODEL=str(model), SHARP_MAX_NEW_TOKENS=str(ENDLESS)) as address:
         yield address
 
 

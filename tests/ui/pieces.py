@@ -1,10 +1,13 @@
-"""Pages that hold a component or two of ours and nothing else, with hand-made contents."""
+"""What page tests share: hand-made contents, pages of one component, a model that never ends an answer."""
 
 from __future__ import annotations
 
 import base64
+import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -13,7 +16,22 @@ import numpy as np
 from sharp_demo.records import Decoded, MethodDone, MethodSpec, Result
 from sharp_demo.ui.board import Board
 
-ENDLESS = 20_000  # tokens of an answer: minutes of a model that never ends one, on any machine
+ENDLESS = 20_000  # tokens of an answer: minutes of an `endless` model, on any machine
+
+
+def endless(checkpoint: Path, folder: Path) -> Path:
+    """A copy of a checkpoint that never ends an answer: what would end it is a placeholder, which none contains."""
+    shutil.copytree(checkpoint, folder)
+    config, tokenizer = (json.loads((folder / name).read_text()) for name in ("config.json", "tokenizer.json"))
+    video = config["video_token_index"]
+    words = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
+    for name, end in (
+        ("generation_config.json", {"eos_token_id": video}),
+        ("tokenizer_config.json", {"eos_token": words[video]}),
+    ):
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **end}))
+    return folder
 
 
 def board_of(result: Result, sprite: str | None = None) -> dict[str, Any]:

@@ -8,9 +8,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import serving
 from playwright.sync_api import expect
-from test_browser import browser, run, watched  # noqa: F401
 
 from sharp_demo.engine import Engine
 from sharp_demo.records import Done, MethodStarted
@@ -18,6 +16,8 @@ from sharp_demo.settings import Settings
 from sharp_demo.ui.inputs import load_examples
 from sharp_demo.ui.modes.kiosk import paths_in, wipe_files
 from sharp_demo.ui.stored import path_of, read_stored, write_stored
+from tests.ui.conftest import serving
+from tests.ui.test_browser import browser, run, watched  # noqa: F401
 
 EXAMPLES = load_examples(Settings())
 

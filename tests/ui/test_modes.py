@@ -7,10 +7,11 @@ from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import Page, expect
-from test_browser import Watched, answer_length, ask, browser, keep_screenshot, upload, watched  # noqa: F401
-from test_page_quality import serious
 
 from sharp_demo.ui.modes.sweep import STEPS
+from tests.ui.pieces import ENDLESS
+from tests.ui.test_browser import Watched, answer_length, ask, browser, keep_screenshot, upload, watched  # noqa: F401
+from tests.ui.test_page_quality import serious
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -75,7 +76,7 @@ def test_sweep_stops_and_says_what_is_missing(watched, talkative_server, clip): 
     page = watched.page
     upload(page, clip)
     ask(page, HOSTILE)
-    answer_length(page, 1000)  # so that it is still running when Stop is pressed
+    answer_length(page, ENDLESS)  # so that it is still running when Stop is pressed
     open_mode(page, "Sweep")
     page.locator("#sweep-run").click()
     page.wait_for_function("/of 34/.test(document.querySelector('#sweep-status p').innerText)", timeout=120_000)

@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from sharp_demo import strings
 from tests.ui.conftest import serving
+from tests.ui.pieces import ENDLESS, endless
 from tests.ui.test_browser import ENDED, RUN_MS, Watched, answer_length, ask, browser, upload
 
 __all__ = ["browser"]  # a fixture
@@ -23,7 +24,8 @@ QUESTION = "Describe everything that happens, at length."
 def narrow_server(tmp_path_factory, tiny_llava_folder: Path) -> Iterator[str]:
     """An app whose model never ends an answer and whose queue has one place."""
     folder = tmp_path_factory.mktemp("narrow")
-    settings = {"SHARP_MODEL": str(tiny_llava_folder), "SHARP_MAX_NEW_TOKENS": "1000", "SHARP_QUEUE_SIZE": "1"}
+    model = endless(tiny_llava_folder, folder / "model")
+    settings = {"SHARP_MODEL": str(model), "SHARP_MAX_NEW_TOKENS": str(ENDLESS), "SHARP_QUEUE_SIZE": "1"}
     with serving(folder, **settings) as address:
         yield address
 
@@ -43,7 +45,7 @@ def phase(page: Page, name: str) -> None:
 
 def test_who_finds_the_queue_full_is_told_so_and_loses_nothing(browser, narrow_server, clip):
     running, waiting, refused = (visitor(browser, narrow_server, clip) for _ in range(3))
-    answer_length(running.page, 1000)
+    answer_length(running.page, ENDLESS)
     running.page.locator("#run").click()
     running.page.wait_for_selector(".sd-card[data-status=running]", timeout=RUN_MS)
     waiting.page.locator("#run").click()

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from gradio.exceptions import Error
-from test_faults import CALLER, callbacks  # noqa: F401
 
 from sharp_demo import strings
 from sharp_demo.ui.callbacks import Callbacks, Finished
@@ -17,6 +16,7 @@ from sharp_demo.ui.modes.kiosk import wipe_files
 from sharp_demo.ui.modes.parts import Collected, stream
 from sharp_demo.ui.visits import Visits
 from sharp_demo.views.overlay import make_sprite
+from tests.ui.test_faults import CALLER, callbacks  # noqa: F401
 from tests.views.handmade import make_result
 
 SKIP = {"__type__": "update"}
