@@ -182,6 +182,7 @@ class Asked:
         key = tuple(draft)
         if key not in self._drafted:
             other = copy(self)
+            other._drafted = {}  # not this one's, which would hold itself
             hidden, offsets = self._embed(draft, step=0)
             other._start = _State(torch.cat((self._start.hidden, hidden), 1))
             other.positions = torch.cat((self.positions, self.positions[..., -1:] + offsets), -1)

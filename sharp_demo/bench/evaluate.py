@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,14 @@ def measure_in_parallel(
 def _measure_share(model: str, settings: Settings, clips: Sequence[SyntheticClip], runs: Runs) -> Tallies:
     backbone = load(model, settings)
     with one_thread(backbone):
-        return measure(backbone, clips, runs)
+        return measure(backbone, clips, runs, _end_with_parent)
+
+
+def _end_with_parent(done: int, total: int) -> None:
+    """Called at every clip: nobody waits for the rest when the process that shares out the clips was killed."""
+    parent = parent_process()
+    if parent is not None and not parent.is_alive():
+        raise SystemExit("the process that asked for this share has ended")
 
 
 def _interleave(parts: Sequence[Tallies], clips: Sequence[SyntheticClip]) -> Tallies:

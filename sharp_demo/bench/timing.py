@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from sharp_demo.memory import trim_heaps
 
 MAX_SPREAD = 0.25  # relative interquartile range above which a ratio of two medians means nothing
 MIN_ROUNDS = 3
@@ -90,7 +91,8 @@ def peak_memory(device: torch.device, status: Path = Path("/proc/self")) -> Iter
         yield peak
         peak.bytes = torch.cuda.max_memory_allocated(device)
         return
-    give_back_memory()  # else what earlier cases freed is still resident and hides what this one adds
+    gc.collect()
+    trim_heaps()  # else what earlier cases freed is still resident and hides what this one adds
     try:
         (status / "clear_refs").write_text("5")  # sets the high-water mark to what is resident now
         peak.before = _resident(status)
@@ -99,13 +101,6 @@ def peak_memory(device: torch.device, status: Path = Path("/proc/self")) -> Iter
         return
     yield peak
     peak.bytes = _resident(status)
-
-
-def give_back_memory() -> None:
-    """Collect garbage and let glibc return freed heap to the system; other C libraries keep theirs."""
-    gc.collect()
-    with suppress(OSError, AttributeError, TypeError):  # another libc, or none that can be named
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident(status: Path) -> int:

@@ -1,5 +1,7 @@
 """Shared computation changes no answer: every method against its own plain run, logits, kept tokens and reply."""
 
+import gc
+import weakref
 from dataclasses import dataclass, replace
 
 import pytest
@@ -106,6 +108,20 @@ def test_choices_behind_a_draft_are_the_greedy_ones(film: Film, name: str) -> No
     wrong = [*greedy[:2], other, *greedy[3:]]
     assert asked._choices(method, wrong)[0][:3] == greedy[:3], "up to where the draft leaves the greedy reply"
     assert asked._choices(method, [other, *greedy[1:]])[0][0] == greedy[0]
+
+
+def test_what_was_computed_for_a_question_goes_with_it(film: Film) -> None:
+    asked = Asked(film, "What color is the car?")
+    asked._choices(VARIANTS["uniform:layer=1"].build(0.2), [5, 6])
+    asked._choices(VARIANTS["fastv"].build(0.2), [5, 6])
+    (drafted,) = asked._drafted.values()
+    states = [weakref.ref(one._start.hidden) for one in (asked, drafted)]
+    gc.disable()  # a cycle would keep hundreds of rows of every layer until a collection happens to come
+    try:
+        del asked, drafted
+        assert [state() for state in states] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,26 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.bench.command import parse_retentions, to_json
-from sharp_demo.bench.evaluate import Plan, Row, Tally, choose_clips, document, evaluate, lay_out, shipped_kinds
+from sharp_demo.bench.evaluate import (
+    Plan,
+    Row,
+    Tally,
+    _end_with_parent,
+    choose_clips,
+    document,
+    evaluate,
+    lay_out,
+    shipped_kinds,
+)
 from sharp_demo.bench.tables import markdown
 from sharp_demo.bench.variants import parse_variants
 from sharp_demo.cli import main
@@ -272,3 +284,11 @@ def test_bad_input_is_one_line_and_two(
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert message in lines[0]
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_share_ends_at_the_next_clip_when_its_parent_was_killed(monkeypatch: pytest.MonkeyPatch, lives: bool) -> None:
+    parent = SimpleNamespace(is_alive=lambda: lives)
+    monkeypatch.setattr("sharp_demo.bench.evaluate.parent_process", lambda: parent)
+    with nullcontext() if lives else pytest.raises(SystemExit):
+        _end_with_parent(0, 4)
