@@ -120,8 +120,12 @@ bench-gpu: $(DEV)
 		--svg docs/images/bench-scale-gpu.svg $(call result,bench-scale-gpu)
 	$(RUN) docs/generate.py
 
+# Tests of the page share servers and browsers, so they run one after another; the others in two processes.
+# Where arguments choose tests of one kind only, the other kind finds none (exit code 5).
+NONE_IS_FINE := $(if $(PYTEST_ARGS),|| [ $$? = 5 ])
 test: check chromium
-	$(RUN) -m pytest -q -m "not full and not gpu" $(PYTEST_ARGS)
+	$(RUN) -m pytest -q -m "not full and not gpu and not page" -n 2 $(PYTEST_ARGS) $(NONE_IS_FINE)
+	$(RUN) -m pytest -q -m "not full and not gpu and page" $(PYTEST_ARGS) $(NONE_IS_FINE)
 
 test-full: check chromium
 	$(RUN) -m pytest -q -m "not gpu" $(PYTEST_ARGS)

@@ -127,3 +127,9 @@ def chromium() -> str:
     found = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
     assert found, f"The browser tests need one of {', '.join(CHROMIUM)} on the PATH; on Debian: apt install chromium"
     return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.page)
