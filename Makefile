@@ -121,11 +121,13 @@ bench-gpu: $(DEV)
 	$(RUN) docs/generate.py
 
 # Tests of the page share servers and browsers, so they run one after another; the others in two processes.
-# Where arguments choose tests of one kind only, the other kind finds none (exit code 5).
-NONE_IS_FINE := $(if $(PYTEST_ARGS),|| [ $$? = 5 ])
+# Where arguments choose tests of one kind only, the other kind finds none (exit code 5); that both do is an error.
+NONE_IS_FINE := $(if $(PYTEST_ARGS),[ $$? = 5 ],false)
 test: check chromium
-	$(RUN) -m pytest -q -m "not full and not gpu and not page" -n 2 $(PYTEST_ARGS) $(NONE_IS_FINE)
-	$(RUN) -m pytest -q -m "not full and not gpu and page" $(PYTEST_ARGS) $(NONE_IS_FINE)
+	ran=; \
+	$(RUN) -m pytest -q -m "not full and not gpu and not page" -n 2 $(PYTEST_ARGS) && ran=1 || $(NONE_IS_FINE); \
+	$(RUN) -m pytest -q -m "not full and not gpu and page" $(PYTEST_ARGS) && ran=1 || $(NONE_IS_FINE); \
+	[ -n "$$ran" ] || { echo "No test fits $$(printf '%q ' $(PYTEST_ARGS))." >&2; exit 5; }
 
 test-full: check chromium
 	$(RUN) -m pytest -q -m "not gpu" $(PYTEST_ARGS)
