@@ -93,7 +93,7 @@ docs: $(DEV)
 	$(RUN) docs/generate.py
 
 results: $(DEV)
-	$(RUN) -m sharp_demo.bench.publish
+	$(RUN) -m lab.publish
 
 # About three quarters of an hour on one core that nobody else uses; the tables follow from the stored JSON.
 BENCH_CPU := bench prefill --config llava-onevision-0.5b --device cpu --dtype float32 --threads 1

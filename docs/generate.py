@@ -21,7 +21,7 @@ import typer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sharp_demo.bench import prefill_tables, scale  # noqa: E402
+from lab.speed import prefill_tables, scale  # noqa: E402
 from sharp_demo.cli import app  # noqa: E402
 from sharp_demo.pruning.method import GROUPS, Method  # noqa: E402
 from sharp_demo.pruning.registry import METHODS  # noqa: E402

@@ -270,6 +270,16 @@ def _print_comparison(outcome: Outcome) -> None:
         _say(f"{failure.label} did not run: {failure.message}", 1)
 
 
+def _find_laboratory(command: str) -> None:
+    """Make `lab` importable, which stands beside the package in a checkout and in no wheel; InputError without it."""
+    from sharp_demo.settings import ROOT
+
+    if not (ROOT / "lab" / "__init__.py").is_file():
+        raise InputError(f"{command} needs a checkout of the repository; the installed package has no laboratory")
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+
+
 # -- evaluate --------------------------------------------------------------------------------------------------------
 
 
@@ -306,7 +316,8 @@ def evaluate(
     settings = read_settings()
     from transformers.utils import logging
 
-    from sharp_demo.bench.command import run
+    _find_laboratory("evaluate")
+    from lab.accuracy.command import run
 
     logging.disable_progress_bar()
     run(
@@ -371,7 +382,8 @@ def prefill(
     from sharp_demo.settings import read_settings
 
     settings = read_settings()
-    from sharp_demo.bench.prefill_command import run
+    _find_laboratory("bench")
+    from lab.speed.prefill_command import run
 
     run(
         settings,

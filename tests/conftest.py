@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lab.provenance import commit, machine
 from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.backbones.tiny import TinyShape, write_checkpoint
-from sharp_demo.bench.provenance import commit, machine
 from sharp_demo.settings import Settings
 
 MEASURED = pytest.StashKey[list[dict[str, str]]]()

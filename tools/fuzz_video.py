@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sharp_demo.bench.provenance import commit, machine  # noqa: E402
+from lab.provenance import commit, machine  # noqa: E402
 from sharp_demo.errors import VideoError  # noqa: E402
 from sharp_demo.settings import Settings  # noqa: E402
 from sharp_demo.video import reader, sandbox  # noqa: E402

@@ -20,11 +20,11 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from lab.world.generate import clip_questions, make_clip, render_video  # noqa: E402
+from lab.world.records import GRID, INTERVALS, Question  # noqa: E402
 from sharp_demo import engine  # noqa: E402
 from sharp_demo.backbones.features import encode_video, model_inputs  # noqa: E402
 from sharp_demo.backbones.load import Backbone, load  # noqa: E402
-from sharp_demo.clips.generate import clip_questions, make_clip, render_video  # noqa: E402
-from sharp_demo.clips.records import GRID, INTERVALS, Question  # noqa: E402
 from sharp_demo.pruning.registry import make_method  # noqa: E402
 from sharp_demo.pruning.sharp.bias import BiasCache  # noqa: E402
 from sharp_demo.records import MethodDone, MethodSpec, Request  # noqa: E402

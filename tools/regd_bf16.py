@@ -17,8 +17,8 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sharp_demo.bench.content import Content, clip_like  # noqa: E402
-from sharp_demo.bench.tables import table  # noqa: E402
+from lab.speed.content import Content, clip_like  # noqa: E402
+from lab.tables import table  # noqa: E402
 from sharp_demo.pruning.sharp.regd import RegDOptions, refine  # noqa: E402
 
 FRAMES, CELLS, WIDTH = 32, 196, 896

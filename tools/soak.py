@@ -41,7 +41,7 @@ from playwright.sync_api import Page, sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sharp_demo.bench.provenance import commit, machine  # noqa: E402
+from lab.provenance import commit, machine  # noqa: E402
 
 MODELS = ("tiny-llava-onevision", "tiny-qwen2-vl")
 METHODS = ("vanilla", "fastv", "feather", "sharp")

@@ -1,0 +1,1 @@
+"""The laboratory: what the methods cost and what they keep. It imports sharp_demo, never the other way round."""

@@ -1,0 +1,1 @@
+"""Accuracy on synthetic clips, ablations, and attention over time."""

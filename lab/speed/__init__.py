@@ -1,0 +1,1 @@
+"""Timed prefills of vanilla and every method, beside what exact FLOPs allow."""

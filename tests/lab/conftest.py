@@ -1,0 +1,42 @@
+"""Tiny random checkpoints of both families with a card, so that clips fall on whole frames."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lab.accuracy.asking import Film
+from lab.world.generate import make_clip
+from lab.world.records import SyntheticClip
+from sharp_demo.backbones.load import Backbone, load
+from sharp_demo.pruning.sharp.bias import BiasCache
+from sharp_demo.settings import Settings
+
+FRAMES = {"llava": 16, "qwen": 32}
+
+
+@pytest.fixture(scope="session", params=["llava", "qwen"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder of each family: 16 layout frames of 3 x 3 tokens."""
+    source = request.getfixturevalue(f"tiny_{request.param}_folder")
+    copied = tmp_path_factory.mktemp("cards") / request.param
+    shutil.copytree(source, copied)
+    card = {"trained": False, "default_frames": FRAMES[request.param], "kinds": ["bg_of", "color_in", "letter_in"]}
+    (copied / "card.json").write_text(json.dumps(card))
+    return copied
+
+
+@pytest.fixture(scope="session")
+def backbone(folder: Path, cpu_settings: Settings) -> Backbone:
+    return load(str(folder), cpu_settings)
+
+
+@pytest.fixture(scope="session")
+def clip(backbone: Backbone) -> SyntheticClip:
+    return make_clip(7, "validation", size=40, frames=backbone.default_frames)
+
+
+@pytest.fixture(scope="session")
+def film(backbone: Backbone, clip: SyntheticClip) -> Film:
+    return Film(backbone, clip.frames, BiasCache())
