@@ -1,8 +1,9 @@
 """Write the parts of the documentation that repeat the code: python docs/generate.py [--check].
 
-Method table (README.md), options of every method (docs/methods.md), command-line help (docs/cli.md), settings
-(docs/settings.md), stored benchmarks (docs/performance.md) and the accuracies that the app shows
-(assets/benchmark.json, assets/tables.json). With --check nothing is written; a difference is an error.
+Method table and measured figures (README.md), options of every method (docs/methods.md), who is ahead at equal FLOPs
+(docs/demo.md), command-line help (docs/cli.md), settings (docs/settings.md), stored benchmarks (docs/performance.md)
+and the accuracies that the app shows (assets/benchmark.json, assets/tables.json). With --check nothing is written; a
+difference is an error.
 """
 
 from __future__ import annotations
@@ -140,24 +141,83 @@ def bench_page(path: Path, title: str, level: int = 1) -> str:
 
 def benchmark_data() -> str:
     """What the app shows of the stored accuracies, one line a row: docs/ is not there wherever the app runs."""
-    stored = [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "docs/results").glob("evaluate-*.json"))]
-    packed = pack_benchmark([result for document in stored for result in document["results"]])
+    packed = pack_benchmark([result for document in stored("evaluate-*.json") for result in document["results"]])
     rows = ",\n".join(json.dumps(row) for row in packed["rows"])
     return f'{{"fields": {json.dumps(packed["fields"])}, "rows": [\n{rows}\n]}}\n'
 
 
 def tables_data() -> str:
     """What the app shows of the stored ablations and prefill times."""
-    ablations, prefills = (
-        [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "docs/results").glob(pattern))]
-        for pattern in ("ablation-*.json", "bench-prefill-*.json")
-    )
-    packed = pack_tables(ablations, [document for document in prefills if document["kind"] == "prefill"])
+    prefills = [document for document in stored("bench-prefill-*.json") if document["kind"] == "prefill"]
+    packed = pack_tables(stored("ablation-*.json"), prefills)
     parts = [
         f"{json.dumps(name)}: [\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]"
         for name, rows in packed.items()
     ]
     return "{" + ",\n".join(parts) + "}\n"
+
+
+def stored(pattern: str) -> list[dict[str, Any]]:
+    """The documents of docs/results whose file names match, in the order of their names."""
+    return [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "docs/results").glob(pattern))]
+
+
+def speed_table() -> str:
+    """ShaRP's prefill speed-up on the CPU, with the ratio of exact FLOPs and the time outside the forward pass."""
+    rows = [
+        "| visual tokens | kept | prefill speed-up | ratio of exact FLOPs | outside the forward pass |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    documents = stored("bench-prefill-cpu-[0-9]*.json")
+    for document in sorted(documents, key=lambda one: one["setup"]["visual_tokens"]):
+        for result in document["results"]:
+            if result["method"] == "sharp":
+                outside = result["beside_forward"]["share_of_vanilla"]
+                cells = (
+                    f"{document['setup']['visual_tokens']:,}",
+                    f"{100 * result['retention']:g} %",
+                    f"{result['speedup']['value']:.2f}x",
+                    f"{result['flops']['ratio']:.2f}x",
+                    f"{100 * outside:.1f} % of vanilla",
+                )
+                rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+README_COLUMNS = ("Vanilla", "ShaRP, K=1", "Random, K=1", "FastV, K=2", "Feather, K=2", "Random, K=2")
+
+
+def accuracy_table(retention: float = 0.05) -> str:
+    """Accuracy of the embedded models at equal tokens, in percent."""
+    rows = [f"| model | {' | '.join(README_COLUMNS)} |", "|---|" + "---:|" * len(README_COLUMNS)]
+    for document in stored("evaluate-*.json"):
+        found = {
+            result["label"]: f"{100 * result['accuracy']:.1f}"
+            for result in document["results"]
+            if result["match"] == "tokens" and result["retention"] in (retention, 1.0)
+        }
+        rows.append(f"| {' | '.join((next(iter(document['models'])), *map(found.__getitem__, README_COLUMNS)))} |")
+    return "\n".join(rows)
+
+
+def equal_flops_table(retention: float = 0.05) -> str:
+    """Accuracy of every method at equal FLOPs, the best first; floors last."""
+    documents = stored("systems-*.json")
+    rows = [
+        f"| equal FLOPs, R = {100 * retention:g} % | {' | '.join(next(iter(one['models'])) for one in documents)} |",
+        "|---|" + "---:|" * len(documents),
+    ]
+    columns = [
+        {
+            result["label"]: (result["group"], result["accuracy"])
+            for result in document["results"]
+            if result["match"] == "flops" and result["retention"] in (retention, 1.0)
+        }
+        for document in documents
+    ]
+    labels = sorted(columns[0], key=lambda label: (columns[0][label][0] == "floor", -sum(c[label][1] for c in columns)))
+    rows += [f"| {label} | {' | '.join(f'{100 * column[label][1]:.1f}' for column in columns)} |" for label in labels]
+    return "\n".join(rows)
 
 
 def with_block(text: str, name: str, content: str) -> str:
@@ -173,8 +233,12 @@ def pages() -> dict[Path, str]:
     """What every generated or partly generated page should hold."""
     security = ROOT / "docs/security.md"
     readme, methods, performance = ROOT / "README.md", ROOT / "docs/methods.md", ROOT / "docs/performance.md"
+    demo, front = ROOT / "docs/demo.md", readme.read_text("utf-8")
+    for name, content in (("methods", method_table()), ("speed", speed_table()), ("accuracy", accuracy_table())):
+        front = with_block(front, name, content)
     return {
-        readme: with_block(readme.read_text("utf-8"), "methods", method_table()),
+        readme: front,
+        demo: with_block(demo.read_text("utf-8"), "equal-flops", equal_flops_table()),
         methods: with_block(methods.read_text("utf-8"), "options", option_tables()),
         performance: with_block(performance.read_text("utf-8"), "bench", bench_tables()),
         security: with_block(security.read_text("utf-8"), "fuzz", fuzz_tables()),
