@@ -8,8 +8,8 @@ from sharp_demo import logs
 from sharp_demo.engine import Engine
 from sharp_demo.errors import InputError
 from sharp_demo.memory import share_heaps
+from sharp_demo.page.build import build_ui, launch_options
 from sharp_demo.settings import read_settings, use_own_upload_folder
-from sharp_demo.ui.page import build_ui, launch_options
 from sharp_demo.zerogpu import ZeroGPUEngine
 
 

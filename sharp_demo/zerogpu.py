@@ -37,8 +37,8 @@ from sharp_demo.errors import DeviceError, DeviceLostError, ModelError
 from sharp_demo.pruning.method import Method
 from sharp_demo.records import AttentionMaps, Done, Event, MethodFailed, Progress, Request
 from sharp_demo.settings import Settings
-from sharp_demo.ui.health import EXIT_DEVICE_LOST
 from sharp_demo.video import Clip
+from sharp_demo.web.health import EXIT_DEVICE_LOST
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.backbones.tiny import TinyShape, write_checkpoint
 from sharp_demo.settings import Settings
 
+pytest_plugins = ["tests.serving"]
 MEASURED = pytest.StashKey[list[dict[str, str]]]()
 
 
@@ -48,7 +49,7 @@ def write_figures(path: Path, figures: list[dict[str, str]]) -> None:
         "Headless Chromium and the app on one machine, embedded model, made by",
         "",
         "```",
-        "python -m pytest -q -m full tests/ui/test_page_quality.py --figures docs/results/page-speed.json",
+        "python -m pytest -q -m full tests/page/test_page_quality.py --figures docs/results/page-speed.json",
         "```",
         "",
         f"Machine: {where['cpu']}, {where['cores']} cores, shared; the app on one thread.",

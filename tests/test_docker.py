@@ -18,7 +18,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.ui.conftest import free_port
+from tests.serving import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = "https://download.pytorch.org/whl"
@@ -85,7 +85,7 @@ def test_what_is_copied_is_there_and_nothing_else_reaches_the_build() -> None:
         assert (ROOT / source).exists(), source
     wanted = {path for path in tracked() if any(path == s or path.startswith(f"{s}/") for s in sources)}
     assert {path for path in tracked() if reaches_the_build(path)} == wanted
-    for path in ("sharp_demo/__pycache__/engine.pyc", "sharp_demo/ui/__pycache__/x.pyc", ".env", ".git/config"):
+    for path in ("sharp_demo/__pycache__/engine.pyc", "sharp_demo/page/__pycache__/x.pyc", ".env", ".git/config"):
         assert not reaches_the_build(path)
 
 

@@ -12,7 +12,7 @@ import pytest
 from sharp_demo.errors import InternalError, VideoError
 from sharp_demo.logs import RUN, TEXT, JsonLines, RunLine, Tag, tagged
 from sharp_demo.records import Decoded, Done, Encoded, Event, MethodDone, MethodFailed, MethodSpec, Request, Started
-from tests.ui.test_board import model
+from tests.page.test_board import model
 from tests.views.handmade import make_result
 
 REQUEST = Request("/cache/holiday.mp4", "Who is this?", (MethodSpec("vanilla"), MethodSpec("sharp")))

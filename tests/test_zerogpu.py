@@ -23,11 +23,11 @@ import app
 from sharp_demo import engine as engine_module
 from sharp_demo.engine import Engine
 from sharp_demo.errors import DeviceError, ModelError, QuestionError
+from sharp_demo.page.build import build_ui
+from sharp_demo.page.callbacks import Callbacks
 from sharp_demo.records import Decoded, Done, MethodDone, MethodFailed, MethodSpec, Progress, Request, Result, Text
 from sharp_demo.settings import ROOT, Settings
-from sharp_demo.ui.callbacks import Callbacks
-from sharp_demo.ui.health import EXIT_DEVICE_LOST
-from sharp_demo.ui.page import build_ui
+from sharp_demo.web.health import EXIT_DEVICE_LOST
 from sharp_demo.zerogpu import MAX_S, METHODS, ZeroGPUEngine
 from tests.test_engine import video  # noqa: F401
 

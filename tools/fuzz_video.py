@@ -2,7 +2,7 @@
 
 Usage: python tools/fuzz_video.py [COPIES_PER_CODEC] [--output docs/results/fuzz-video]      (default: 200 copies)
 The cases are those of tests/video/test_fuzz.py, first decoded by this process, then uploaded to a server of its own and
-asked about, as in tests/ui/test_fuzz_server.py. Every check made there is made here, and a failed one ends the run.
+asked about, as in tests/web/test_fuzz_server.py. Every check made there is made here, and a failed one ends the run.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lab.provenance import commit, machine  # noqa: E402
 from sharp_demo.errors import VideoError  # noqa: E402
 from sharp_demo.settings import Settings  # noqa: E402
 from sharp_demo.video import reader, sandbox  # noqa: E402
-from tests.ui import test_fuzz_server as served  # noqa: E402
 from tests.video.clips import write_clip  # noqa: E402
 from tests.video.test_fuzz import HOSTILE, SOURCES, check, clip_or_error, run  # noqa: E402
+from tests.web import test_fuzz_server as served  # noqa: E402
 
 OUTPUT = ROOT / "docs/results/fuzz-video"
 

@@ -14,11 +14,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sharp_demo.engine import Engine
+from sharp_demo.page.inputs import Example, load_examples
+from sharp_demo.page.stored import Stored, path_of, write_stored
 from sharp_demo.pruning.registry import method_class
 from sharp_demo.records import Decoded, Done, MethodSpec, Request, Started
 from sharp_demo.settings import Settings
-from sharp_demo.ui.inputs import Example, load_examples
-from sharp_demo.ui.stored import Stored, path_of, write_stored
 from sharp_demo.views.overlay import make_sprite
 
 METHODS = ("vanilla", "fastv", "feather", "sharp")

@@ -1,0 +1,1 @@
+"""The web page: Gradio blocks, their callbacks and the named API endpoint; it is served by `sharp_demo.web`."""

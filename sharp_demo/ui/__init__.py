@@ -1,1 +1,0 @@
-"""The web page: Gradio blocks, their callbacks and the named API endpoint."""

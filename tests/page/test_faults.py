@@ -1,0 +1,189 @@
+"""Faults as a visitor, and a supervisor, sees them."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import pytest
+from gradio.exceptions import Error
+
+from sharp_demo import engine as engine_module
+from sharp_demo import strings
+from sharp_demo.engine import DEVICE_LOST, Engine
+from sharp_demo.page import callbacks as callbacks_module
+from sharp_demo.page.callbacks import Callbacks
+from sharp_demo.records import MethodSpec, Request
+from sharp_demo.settings import Settings
+from sharp_demo.web.health import EXIT_DEVICE_LOST
+from tests.page.test_api import call, file_data, upload
+from tests.serving import serving
+
+CALLER = SimpleNamespace(session_hash="page")
+
+
+@pytest.fixture
+def callbacks(cpu_settings: Settings, tiny_llava_folder: Path, clip: Path, tmp_path: Path, monkeypatch) -> Callbacks:
+    """The page's callbacks on a tiny model; `run` asks about the clip."""
+    settings = cpu_settings.model_copy(update={"model": str(tiny_llava_folder)})
+    callbacks = Callbacks(Engine(settings), settings, tmp_path / "cache", clip.parent)
+    request = Request(
+        str(clip), "What moves?", (MethodSpec("vanilla"), MethodSpec("sharp")), frames=4, max_new_tokens=3
+    )
+    monkeypatch.setattr(callbacks, "request_of", lambda inputs: request)
+    return callbacks
+
+
+def run(callbacks: Callbacks) -> tuple[dict, str]:
+    """Run to the end; return the board as it was shown last, and what was raised."""
+    shown, said = {}, ""
+    try:
+        for outputs in callbacks.run(CALLER):
+            shown = outputs[0]
+    except Error as error:
+        said = error.message
+    return shown, said
+
+
+def assert_whole(callbacks: Callbacks) -> None:
+    shown, said = run(callbacks)
+    assert (shown["phase"], said) == ("done", "")
+    assert [column["status"] for column in shown["columns"]] == ["done", "done"]
+
+
+def test_a_fault_of_ours_names_the_run_and_not_the_fault(callbacks, monkeypatch, caplog):
+    def fail(*args, **kwargs):
+        raise RuntimeError("a secret in /etc")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "encode_video", fail)
+        shown, said = run(callbacks)
+    assert shown["phase"] == "error"
+    assert shown["message"] == said
+    assert "secret" not in said
+    number = said.split("(run ")[1][:8]
+    assert said == strings.internal(number)
+    assert number in caplog.text
+    assert "a secret in /etc" in caplog.text, "the log has the details"
+    assert_whole(callbacks)
+
+
+def test_a_disk_that_fills_up_during_a_run_is_said(callbacks, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks_module, "save_bytes_to_cache", full)
+        shown, said = run(callbacks)
+    assert (shown["phase"], said) == ("error", strings.NO_DISK)
+    assert_whole(callbacks)
+
+
+def test_a_run_that_takes_too_long_is_stopped_and_says_so(callbacks, monkeypatch, caplog):
+    with monkeypatch.context() as patch, caplog.at_level("INFO", "sharp_demo.logs"):
+        patch.setattr(callbacks, "settings", callbacks.settings.model_copy(update={"run_timeout_s": 1e-9}))
+        shown, said = run(callbacks)
+    assert (shown["phase"], shown["message"], said) == ("stopped", strings.timed_out(1e-9), "")
+    assert 'outcome="timed out"' in caplog.text
+    assert_whole(callbacks)
+
+
+def test_the_api_tells_as_much_and_no_more(callbacks, clip, monkeypatch):
+    inputs = (str(clip), "What moves?", ["vanilla"], 0.5, "tokens", 4, None)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("a secret in /etc")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "encode_video", fail)
+        with pytest.raises(Error) as failed:
+            list(callbacks.compare(*inputs))
+    assert failed.value.message.startswith("Something broke on our side")
+    assert "secret" not in failed.value.message
+    assert len(list(callbacks.compare(*inputs))[-1]["results"]) == 1
+
+
+def health(server: str) -> tuple[int, dict]:
+    try:
+        with urllib.request.urlopen(f"{server}/healthz", timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.mark.timeout(180)
+def test_a_lost_device_turns_health_red_and_ends_the_process(tmp_path, clip):
+    lost = "import sharp_demo.engine as e\n"
+    lost += "def fail(*args): raise RuntimeError('CUDA error: device-side assert triggered')\n"
+    lost += "e.prefill, e.warm_up = fail, lambda backbone: None\nimport app\napp.main()"
+    started: list = []
+    with serving(tmp_path, ("-c", lost), started) as server:
+        assert health(server)[0] == 200
+        path = upload(server, clip)
+        answer = call(
+            server, [file_data(path), "What?", ["vanilla", "sharp"], 0.5, "tokens", 4, "tiny-llava-onevision"]
+        )
+        data = json.loads(answer.strip().split("data: ")[-1])[0]
+        assert [(one["kind"], one["message"]) for one in data["failed"]] == [("device_lost", DEVICE_LOST)] * 2
+        status, report = health(server)
+        assert (status, report["status"], report["problem"]) == (503, "failed", DEVICE_LOST)
+        assert started[0].wait(30) == EXIT_DEVICE_LOST
+
+
+@pytest.mark.timeout(180)
+def test_a_client_that_hangs_up_frees_the_model_within_a_token(tmp_path, clip):
+    """Without that, the run would go on for 64 tokens of three methods, 0.1 s each."""
+    slow = "import time, sharp_demo.engine as e; step = e.decode_step; e.end_tokens = lambda *a: set(); "
+    slow += "e.decode_step = lambda *a: time.sleep(0.1) or step(*a); import app; app.main()"
+    with serving(tmp_path, ("-c", slow), SHARP_LOG="json") as server:
+        path = upload(server, clip)
+        body = json.dumps(
+            {
+                "data": [
+                    file_data(path),
+                    "What?",
+                    ["vanilla", "fastv", "sharp"],
+                    0.5,
+                    "tokens",
+                    4,
+                    "tiny-llava-onevision",
+                ]
+            }
+        )
+        request = urllib.request.Request(
+            f"{server}/gradio_api/call/compare", body.encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            event = json.load(answer)["event_id"]
+        connection = http.client.HTTPConnection(urlsplit(server).netloc, timeout=60)
+        connection.request("GET", f"/gradio_api/call/compare/{event}")
+        stream = connection.getresponse()
+        while not health(server)[1]["running"]:
+            time.sleep(0.05)
+        stream.read(200)
+        stream.close()
+        connection.close()
+        left = time.monotonic()
+        while health(server)[1]["running"]:
+            time.sleep(0.05)
+        assert time.monotonic() - left < 5
+        last = run_lines(tmp_path)[-1]
+        assert last["outcome"] == "left"
+        assert len(last["methods"]) < 3
+        done = call(server, [file_data(path), "What?", ["sharp"], 0.5, "tokens", 2, "tiny-llava-onevision"])
+        assert "event: complete" in done
+        assert run_lines(tmp_path)[-1]["outcome"] == "done"
+
+
+def run_lines(folder: Path) -> list[dict]:
+    """The lines of ended runs in the server's log, when the last one is there."""
+    time.sleep(0.5)
+    lines = [json.loads(line) for line in (folder / "app.log").read_text().splitlines() if line.startswith("{")]
+    return [line for line in lines if "outcome" in line]
