@@ -9,7 +9,7 @@ from sharp_demo.engine import Engine
 from sharp_demo.errors import InputError
 from sharp_demo.memory import share_heaps
 from sharp_demo.page.build import build_ui, launch_options
-from sharp_demo.settings import read_settings, use_own_upload_folder
+from sharp_demo.settings import believe_no_forwarded_address, read_settings, use_own_upload_folder
 from sharp_demo.zerogpu import ZeroGPUEngine
 
 
@@ -19,6 +19,7 @@ def main() -> None:
     try:
         settings = read_settings().for_serving()
         use_own_upload_folder()
+        believe_no_forwarded_address()
         logs.set_up(settings.log)
         engine = ZeroGPUEngine(settings) if settings.zero_gpu else Engine(settings)
         page = build_ui(engine, engine.settings)

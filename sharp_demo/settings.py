@@ -161,6 +161,14 @@ def use_own_upload_folder() -> None:
     os.environ["GRADIO_TEMP_DIR"] = str(upload_folder())
 
 
+def believe_no_forwarded_address() -> None:
+    """Make uvicorn leave the peer's address alone, whatever X-Forwarded-For says: `proxies` decides who is believed.
+
+    On its own uvicorn believes every peer on loopback, and reads the variable when the server starts.
+    """
+    os.environ["FORWARDED_ALLOW_IPS"] = ""
+
+
 def upload_folder() -> Path:
     """Return the folder that the app's uploads go to."""
     owner = f"-{os.getuid()}" if hasattr(os, "getuid") else ""

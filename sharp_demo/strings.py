@@ -163,7 +163,7 @@ NO_METHOD = "Choose at least one method."
 NOT_UPLOADED = "The video must be a file uploaded to this server or one of its examples."
 NO_URL = "Web addresses are not fetched: upload the video file itself."
 
-FOREIGN_ORIGIN = "Requests from other web sites are refused."
+FOREIGN_ORIGIN = "Requests from pages of other origins are refused."
 NO_LENGTH = "The request does not say how long it is; send Content-Length."
 NO_ROOM = "The server has no room for another upload now; try again in ten minutes, or use an example."
 NO_DISK = "The server's disk is full: the run could not be stored. Its operator has to free space."
@@ -260,6 +260,14 @@ def foreign_host(name: str) -> str:
 
 def too_often(limit: int, wait: int) -> str:
     return f"Too many requests: {limit} a minute are allowed. Try again in {wait} s."
+
+
+def too_many_uploads(limit: int) -> str:
+    return f"Too many uploads at once: {limit} are allowed. Wait until one has ended."
+
+
+def silent_upload(seconds: float) -> str:
+    return f"The upload sent nothing for {seconds:g} s and was given up; try again."
 
 
 def too_large(limit: int) -> str:

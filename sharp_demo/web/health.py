@@ -49,10 +49,11 @@ class Health:
         # A download of gigabytes says nothing while it lasts.
         stuck = condition.state != "loading" and silent > self.settings.run_timeout_s + STUCK_AFTER_S
         problem = condition.lost or (f"a run has been silent for {silent:.0f} s" if stuck else "")
-        degraded = free_mb < self.settings.min_free_mb
+        degraded = "little free disk" if free_mb < self.settings.min_free_mb else ""
+        degraded = degraded or ("no room in the upload folder" if self.folder.refuses else "")
         return {
             "status": "failed" if problem else "degraded" if degraded else "ok",
-            "problem": problem or ("little free disk: uploads are refused" if degraded else ""),
+            "problem": problem or (f"{degraded}: uploads are refused" if degraded else ""),
             "model": {"name": condition.model, "state": condition.state},
             "running": condition.running,
             "queue": {"waiting": self.waiting(), "size": self.settings.queue_size},

@@ -8,11 +8,12 @@ from __future__ import annotations
 import ipaddress
 import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
-from anyio import to_thread
+from anyio import fail_after, to_thread
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -25,6 +26,9 @@ from sharp_demo.web.uploads import UploadFolder
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 MAX_BODY = 4 << 20  # of everything but uploads: inputs of one event, as JSON
 FORM_EXTRA = 1 << 20  # what a form adds around a file
+UPLOAD = "/gradio_api/upload"  # the one route that takes files
+OPEN_UPLOADS = 4  # of one client at a time
+SILENCE_S = 15.0  # without a byte of an upload
 KNOWN_CLIENTS = 10_000
 # Gradio runs inline scripts and modules from blobs, compiles templates of gr.HTML, shows uploads as blobs.
 CONTENT_POLICY = (
@@ -43,7 +47,7 @@ def guards(settings: Settings, folder: UploadFolder) -> list[Middleware]:
         Middleware(TrustedHosts, names=settings.host_names),
         Middleware(SameOrigin),
         Middleware(RateLimit, per_minute=settings.requests_per_minute, proxies=settings.proxies),
-        Middleware(BodyLimit, upload_bytes=int(settings.max_upload_mb * 1e6), folder=folder),
+        Middleware(BodyLimit, upload_bytes=int(settings.max_upload_mb * 1e6), folder=folder, proxies=settings.proxies),
     ]
 
 
@@ -58,9 +62,14 @@ def changes_something(scope: Scope) -> bool:
 
 def refusal(scope: Scope, status: int, text: str, headers: dict[str, str] | None = None) -> Response:
     """Return an answer whose text the page shows: Gradio reads `detail` of events and the plain text of uploads."""
-    if scope["path"].endswith("/upload"):
+    if is_upload(scope):
         return PlainTextResponse(text, status, headers)
     return JSONResponse({"detail": text}, status, headers)
+
+
+def is_upload(scope: Scope) -> bool:
+    """Return True for the route that takes files; below a proxy's root path as well."""
+    return get_route_path(scope).rstrip("/") == UPLOAD
 
 
 class SecurityHeaders:
@@ -133,17 +142,17 @@ def is_address(name: str) -> bool:
 
 
 class SameOrigin:
-    """Refuses what another web site's page sends to change something here, with 403.
+    """Refuses what a page of another origin sends, reading included, with 403.
 
-    Gradio's own CORS check leaves multipart uploads open, with which any page could fill a local demo's disk.
-    Clients that are no browsers send no Origin and pass.
+    Gradio's own CORS check leaves multipart uploads open, with which any page could fill a local demo's disk, and
+    lets a page on any port of localhost read answers. Clients that are no browsers send no Origin and pass.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if changes_something(scope):
+        if is_http(scope):
             headers = Headers(scope=scope)
             if is_foreign(headers.get("origin"), headers.get("x-forwarded-host") or headers.get("host", "")):
                 await refusal(scope, 403, strings.FOREIGN_ORIGIN)(scope, receive, send)
@@ -202,16 +211,24 @@ def client_of(scope: Scope, proxies: int) -> str:
 
 
 class BodyLimit:
-    """Refuses bodies that are too large (413) or do not say how large (411), and uploads that find no room (507)."""
+    """Refuses bodies that are too large (413) or do not say how large (411), and uploads that find no room (507).
 
-    def __init__(self, app: ASGIApp, upload_bytes: int, folder: UploadFolder) -> None:
+    Room is taken as the bytes of an upload arrive, so that announcing much and sending nothing locks nobody out. One
+    client may have `OPEN_UPLOADS` uploads open (429), and none may fall silent for `silence_s` seconds (408).
+    """
+
+    def __init__(
+        self, app: ASGIApp, upload_bytes: int, folder: UploadFolder, proxies: int = 0, silence_s: float = SILENCE_S
+    ) -> None:
         self.app, self.upload_bytes, self.folder = app, upload_bytes, folder
+        self.proxies, self.silence_s = proxies, silence_s
+        self._open: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not changes_something(scope):
             await self.app(scope, receive, send)
             return
-        upload = scope["path"].endswith("/upload")
+        upload = is_upload(scope)
         limit = self.upload_bytes + FORM_EXTRA if upload else MAX_BODY
         length = content_length(Headers(scope=scope))
         if length is None:
@@ -224,14 +241,51 @@ class BodyLimit:
             await self.app(scope, receive, send)
 
     async def _upload(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
-        problem = await to_thread.run_sync(self.folder.reserve, length)
-        if problem is not None:
-            await refusal(scope, 507, problem)(scope, receive, send)
+        client = client_of(scope, self.proxies)
+        if self._open[client] >= OPEN_UPLOADS:
+            await refusal(scope, 429, strings.too_many_uploads(OPEN_UPLOADS))(scope, receive, send)
             return
+        self._open[client] += 1
+        arriving = Arriving(self.folder, receive, length, self.silence_s)
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, arriving.receive, send)
+        except NoRoom as error:
+            await refusal(scope, 507, str(error))(scope, receive, send)
+        except TimeoutError:
+            await refusal(scope, 408, strings.silent_upload(self.silence_s))(scope, receive, send)
         finally:
-            self.folder.release(length)
+            self.folder.release(arriving.taken)
+            self._open[client] -= 1
+            self._open += Counter()  # forgets clients with none
+
+
+class NoRoom(Exception):
+    """An upload found no room; the message is for the page."""
+
+
+class Arriving:
+    """The bytes of one upload of an announced length on their way in; for `taken` of them room is reserved.
+
+    `receive` raises NoRoom when there is none for more, TimeoutError after `silence_s`
+    seconds without a message.
+    """
+
+    def __init__(self, folder: UploadFolder, receive: Receive, length: int, silence_s: float) -> None:
+        self.folder, self._receive, self.length, self.silence_s = folder, receive, length, silence_s
+        self.arrived = self.taken = 0
+
+    async def receive(self) -> Message:
+        with fail_after(self.silence_s):
+            message = await self._receive()
+        self.arrived += len(message.get("body", b""))
+        if self.arrived > self.taken:
+            # As much again as has arrived, so that the folder is looked through a few times only.
+            step = max(self.arrived - self.taken, min(self.arrived, self.length - self.taken))
+            problem = await to_thread.run_sync(self.folder.reserve, step)
+            if problem is not None:
+                raise NoRoom(problem)
+            self.taken += step
+        return message
 
 
 def content_length(headers: Headers) -> int | None:

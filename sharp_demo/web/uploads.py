@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shutil
 import threading
 import time
@@ -15,6 +16,7 @@ from sharp_demo import strings
 
 log = logging.getLogger(__name__)
 
+REFUSED_S = 60  # how long a refused upload counts for `refuses`
 YOUNG_S = 600  # a younger file may be one that a page shows and asks about next
 
 
@@ -40,6 +42,7 @@ class UploadFolder:
         self.path, self.quota, self.min_free, self.in_use = path, quota, min_free, in_use
         self._lock = threading.Lock()
         self._coming = 0
+        self._refused = -math.inf  # when the last reservation failed, if none has succeeded since
 
     def reserve(self, size: int) -> str | None:
         """Make room for an upload of `size` bytes; None, or one line that says why there is none.
@@ -56,10 +59,17 @@ class UploadFolder:
                 idle = [file for file in held if own_name(file.path) not in kept]
                 lacking -= remove(idle, lacking, time.time() - YOUNG_S)
             if lacking > 0:
-                log.warning("upload of %d bytes refused: %d bytes too few in %s", size, lacking, self.path)
+                log.warning("upload refused: %d bytes too few for %d more", lacking, size)
+                self._refused = time.monotonic()
                 return strings.NO_ROOM
             self._coming += size
+            self._refused = -math.inf
             return None
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the last upload found no room, within the last minute."""
+        return time.monotonic() - self._refused < REFUSED_S
 
     def release(self, size: int) -> None:
         """Give back a reservation: the upload is on the disk now, or was given up."""

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import anyio
 import pytest
 from gradio.utils import get_upload_folder
 from starlette.applications import Starlette
@@ -27,6 +28,7 @@ from sharp_demo.settings import Settings
 from sharp_demo.web.health import Health
 from sharp_demo.web.server import (
     MAX_BODY,
+    OPEN_UPLOADS,
     BodyLimit,
     RateLimit,
     SecurityHeaders,
@@ -35,6 +37,7 @@ from sharp_demo.web.server import (
     guards,
     host_name,
     is_trusted,
+    is_upload,
 )
 from sharp_demo.web.uploads import YOUNG_S, UploadFolder
 from tests.page.test_api import call, file_data, upload
@@ -220,6 +223,103 @@ def test_an_upload_that_finds_no_room_is_refused_and_others_go_on(folder):
         assert client.post("/gradio_api/upload", content=bytes(2000)).text == "2000", "reservations are given back"
 
 
+@pytest.mark.parametrize(
+    "path", ["/gradio_api/call/upload", "/gradio_api/run/upload", "/upload", "/x/gradio_api/upload"]
+)
+def test_only_the_upload_route_takes_large_bodies(folder, path):
+    client = app_of(Middleware(BodyLimit, upload_bytes=10 * MAX_BODY, folder=folder))
+    refused = client.post(path, content=bytes(MAX_BODY + 1))
+    assert (refused.status_code, refused.json()["detail"]) == (413, strings.too_large(MAX_BODY))
+
+
+def test_the_upload_route_is_known_below_a_proxys_root_path(folder):
+    scope = {"type": "http", "method": "POST", "root_path": "/demo", "path": "/demo/gradio_api/upload"}
+    assert is_upload(scope)
+    assert not is_upload({**scope, "path": "/demo/gradio_api/call/upload"})
+
+
+class Client:
+    """Sends an upload message by message through `BodyLimit`, as a slow or silent client would."""
+
+    def __init__(self, limit: BodyLimit, announced: int, address: str = "9.9.9.9") -> None:
+        self.limit, self.announced, self.address = limit, announced, address
+        self.status: list[int] = []
+
+    async def run(self, *pieces: bytes, then_silent: bool = False) -> int | None:
+        waiting = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+        if waiting and not then_silent:
+            waiting[-1]["more_body"] = False
+
+        async def receive():
+            if waiting:
+                return waiting.pop(0)
+            return await anyio.sleep_forever()
+
+        async def send(message):
+            if message["type"] == "http.response.start":
+                self.status.append(message["status"])
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/gradio_api/upload",
+            "client": (self.address, 1),
+            "headers": [(b"content-length", str(self.announced).encode())],
+        }
+        await self.limit(scope, receive, send)
+        return self.status[0] if self.status else None
+
+
+def limited(folder: UploadFolder, silence_s: float = 60.0) -> BodyLimit:
+    async def app(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    return BodyLimit(app, upload_bytes=100_000, folder=folder, silence_s=silence_s)
+
+
+def test_announced_bytes_lock_nobody_out_and_silence_ends(folder):
+    limit, statuses = limited(folder, silence_s=0.3), []
+
+    async def visit() -> None:
+        async with anyio.create_task_group() as tasks:
+            silent = [Client(limit, 3000, f"10.0.0.{i}") for i in range(30)]
+            for client in silent:
+                tasks.start_soon(lambda client=client: client.run(b"-", then_silent=True))
+            await anyio.sleep(0.05)
+            statuses.append(await Client(limit, 2000).run(bytes(2000)))
+        statuses.append({status for client in silent for status in client.status})
+
+    anyio.run(visit)
+    assert statuses == [200, {408}]
+    assert folder.reserve(3000) is None, "all reservations are given back"
+
+
+def test_one_client_has_a_few_uploads_open_at_once(folder):
+    limit, late = limited(folder, silence_s=0.3), []
+
+    async def visit() -> None:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(OPEN_UPLOADS):
+                tasks.start_soon(lambda: Client(limit, 10).run(b"-", then_silent=True))
+            await anyio.sleep(0.05)
+            late.append(await Client(limit, 10).run(bytes(10)))
+            late.append(await Client(limit, 10, "1.1.1.1").run(bytes(10)))
+        late.append(await Client(limit, 10).run(bytes(10)))
+
+    anyio.run(visit)
+    assert late == [429, 200, 200]
+
+
+def test_an_upload_stops_when_the_room_ends_on_its_way(folder):
+    limit = limited(folder)
+    assert anyio.run(Client(limit, 50_000).run, bytes(1000), bytes(1000), bytes(2000)) == 507
+    assert folder.refuses
+    assert anyio.run(Client(limit, 2000).run, bytes(2000)) == 200
+    assert not folder.refuses
+
+
 def test_old_files_go_first_and_young_ones_stay(folder):
     oldest, older = held(folder, "a", 1000, YOUNG_S + 100), held(folder, "b", 1000, YOUNG_S + 50)
     young = held(folder, "c", 900, 10)
@@ -300,6 +400,12 @@ def test_health_is_green_degraded_or_red(folder):
     engine.condition.lost = "the device is gone"
     assert client.get("/healthz").status_code == 503
     engine.condition.lost = ""
+    assert folder.reserve(folder.quota + 1) == strings.NO_ROOM
+    full = client.get("/healthz")
+    assert (full.status_code, full.json()["status"]) == (200, "degraded")
+    assert "no room" in full.json()["problem"]
+    assert folder.reserve(1) is None
+    assert client.get("/healthz").json()["status"] == "ok"
     health.settings = Settings(min_free_mb=1e12)
     low = client.get("/healthz")
     assert (low.status_code, low.json()["status"]) == (200, "degraded")
@@ -320,6 +426,21 @@ def ask(server: str, method: str, path: str, **headers: str) -> tuple[int, dict[
     body = answer.read()
     connection.close()
     return answer.status, {name.lower(): value for name, value in answer.getheaders()}, body
+
+
+def test_the_running_app_believes_no_forwarded_address(tmp_path):
+    with serving(tmp_path, SHARP_REQUESTS_PER_MINUTE="5") as address:
+        told = [ask(address, "POST", "/gradio_api/nothing", X_Forwarded_For=f"10.0.0.{i}")[0] for i in range(12)]
+        assert told.count(429) >= 6, "every one of them came from the same peer"
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:1", "http://127.0.0.1:1", "http://evil.example", "null"])
+def test_no_page_of_another_origin_reads_the_running_app(server, origin):
+    for path in ("/", "/config", "/gradio_api/info"):
+        status, _, body = ask(server, "GET", path, Origin=origin)
+        assert (status, json.loads(body)) == (403, {"detail": strings.FOREIGN_ORIGIN})
+    _, headers, _ = ask(server, "GET", "/config", Origin=server)
+    assert headers.get("access-control-allow-origin") == server
 
 
 def test_health_of_the_running_app(server):
