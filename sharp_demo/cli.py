@@ -260,7 +260,7 @@ def _print_comparison(outcome: Outcome) -> None:
         for label in max(shown, key=len):
             table.add_row(label, *(figures.get(label, "") for figures in shown))
         table.add_section()
-        stages = [result.latency_ms["stages"] for result in outcome.results]
+        stages = [result.latency_ms.stages for result in outcome.results]
         for name in dict.fromkeys(name for of_method in stages for name in of_method):
             times = [of_method.get(name) for of_method in stages]
             shared = " (shared)" if any(stage is not None and stage.shared for stage in times) else ""

@@ -48,7 +48,9 @@ from sharp_demo.records import (
     Done,
     Encoded,
     Event,
+    Latency,
     Layout,
+    Memory,
     MethodDone,
     MethodFailed,
     MethodSpec,
@@ -59,6 +61,8 @@ from sharp_demo.records import (
     Stage,
     Started,
     Text,
+    Tflops,
+    TokenCounts,
 )
 from sharp_demo.settings import HUB_MODELS, Settings
 from sharp_demo.stopwatch import Stopwatch
@@ -603,7 +607,7 @@ class Engine:
                     segments=[list(segment) for segment in run.segments],
                     latency_ms=latencies(shared, method, timed, decode_ms, steps),
                     tflops=prefill_tflops(loaded.shape, method, run, length, timed[0].cold),
-                    memory={"kv_bytes": kv_bytes, "peak_bytes": peak},
+                    memory=Memory(kv_bytes, peak),
                     device=str(model.device),
                     dtype=str(model.dtype).removeprefix("torch."),
                     attention_backend=backbone.info.attention_backend,
@@ -670,7 +674,7 @@ def decode_step(model: Any, token: int, cache: DynamicCache, positions: Tensor) 
     return suppress_placeholders(model, output.logits[0, -1])
 
 
-def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, cold: bool) -> dict[str, float]:
+def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, cold: bool) -> Tflops:
     """TFLOPs of one prefill that `run` describes, in both conventions of `cost`; `cold`: it made the bias's cache."""
     assert run.layout is not None
     n, prefix = len(run.layout), int(run.layout.index[0])
@@ -687,9 +691,9 @@ def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, col
     if not cold:
         extra.pop("bias_setup", None)
     masked = [layer for layer in options.get("segm_layers", ()) if options["segm"] and layer < options["layer"]]
-    return {
-        "paper": paper_tflops(shape, achieved, run.mlp_per_layer),
-        "exact": exact_tflops(
+    return Tflops(
+        paper=paper_tflops(shape, achieved, run.mlp_per_layer),
+        exact=exact_tflops(
             shape,
             achieved,
             text,
@@ -700,7 +704,7 @@ def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, col
             prefix_visible=options.get("sys_visible", True),
             extra_macs=sum(extra.values()),
         ),
-    }
+    )
 
 
 def suppress_placeholders(model: Any, logits: Tensor) -> Tensor:
@@ -776,17 +780,17 @@ def config_of(method: Method) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def token_counts(run: Run, length: int) -> dict[str, float]:
-    """Prompt and visual tokens, tokens kept after the last prune, and the mean share over the layers."""
+def token_counts(run: Run, length: int) -> TokenCounts:
+    """Count the tokens of the prompt, of its video, and those kept."""
     assert run.layout is not None
     visual, kept = len(run.layout), len(run.kept)
-    return {
-        "prompt": length,
-        "visual": visual,
-        "kept": kept,
-        "retention": kept / visual,
-        "layer_mean": sum(run.visual_per_layer) / len(run.visual_per_layer) / visual,
-    }
+    return TokenCounts(
+        prompt=length,
+        visual=visual,
+        kept=kept,
+        retention=kept / visual,
+        layer_mean=sum(run.visual_per_layer) / len(run.visual_per_layer) / visual,
+    )
 
 
 def kept_by_frame(run: Run, layout: Layout) -> dict[str, Any]:
@@ -824,13 +828,12 @@ class Timed:
         return self.ms - self.stages.get("bias_setup", 0.0)
 
 
-def latencies(shared: _Shared, method: Method, timed: list[Timed], decode_ms: float, steps: int) -> dict[str, Any]:
-    """Milliseconds of one method, as if it had run alone.
+def latencies(shared: _Shared, method: Method, timed: list[Timed], decode_ms: float, steps: int) -> Latency:
+    """Return what one method took.
 
-    `prefill` is the LLM's, with everything the method adds to it but without `bias_setup`, which a warm cache
-    saves; `first_token` and `total` contain it. Of several timed prefills the (lower) median one counts, stages
-    and all; `prefill_runs` says how many there were. `decode_video` and `vision` were measured once for all methods;
-    `vision_scores`, reading the tower's attention, is paid by the methods that choose by it.
+    Of several timed prefills the (lower) median one counts, stages and all. `decode_video` and `vision` were measured
+    once for all methods; the stage `vision_scores`, reading the tower's attention, is paid by the methods that choose
+    by it.
     """
     median = sorted(timed, key=lambda one: one.warm_ms)[(len(timed) - 1) // 2]
     setup, prefill_ms = timed[0].stages.get("bias_setup", 0.0), median.warm_ms
@@ -847,18 +850,18 @@ def latencies(shared: _Shared, method: Method, timed: list[Timed], decode_ms: fl
         "decode": Stage(decode_ms, shared=False),
     }
     first_token = shared.clip.ms + shared.vision_ms + reading + setup + prefill_ms
-    return {
-        "decode_video": shared.clip.ms,
-        "vision": shared.vision_ms,
-        "bias_setup": setup,
-        "prefill": prefill_ms,
-        "prefill_runs": len(timed),
-        "first_token": first_token,
-        "decode": decode_ms,
-        "decode_per_token": decode_ms / steps if steps else None,
-        "total": first_token + decode_ms,
-        "stages": stages,
-    }
+    return Latency(
+        decode_video=shared.clip.ms,
+        vision=shared.vision_ms,
+        bias_setup=setup,
+        prefill=prefill_ms,
+        prefill_runs=len(timed),
+        first_token=first_token,
+        decode=decode_ms,
+        decode_per_token=decode_ms / steps if steps else None,
+        total=first_token + decode_ms,
+        stages=stages,
+    )
 
 
 def cache_bytes(cache: DynamicCache) -> int:

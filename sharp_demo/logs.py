@@ -104,9 +104,9 @@ class RunLine:
             case MethodDone(label=label, result=result):
                 fields["methods"][label] = {
                     "status": result.status,
-                    "kept": result.tokens["kept"],
-                    "prefill_ms": round(result.latency_ms["prefill"], 1),
-                    "total_ms": round(result.latency_ms["total"], 1),
+                    "kept": result.tokens.kept,
+                    "prefill_ms": round(result.latency_ms.prefill, 1),
+                    "total_ms": round(result.latency_ms.total, 1),
                 }
             case MethodFailed(label=label, kind=kind):
                 fields["methods"][label] = {"status": kind}

@@ -101,6 +101,57 @@ class Stage:
     part_of: str | None = None
 
 
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one method, as if it had run alone: shared stages are included in its sums.
+
+    `prefill` is the LLM's, with everything the method adds to it but without `bias_setup`, which a warm cache saves;
+    it is the median of `prefill_runs` timed prefills. `first_token` and `total` contain both. `decode_per_token` is
+    None where the answer took no decoding step.
+    """
+
+    decode_video: float
+    vision: float
+    bias_setup: float
+    prefill: float
+    prefill_runs: int
+    first_token: float
+    decode: float
+    decode_per_token: float | None
+    total: float
+    stages: dict[str, Stage]
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of the prompt, of its video, and those kept after the last prune.
+
+    `retention` is kept / visual; `layer_mean` the mean share of the visual tokens over the decoder layers.
+    """
+
+    prompt: int
+    visual: int
+    kept: int
+    retention: float
+    layer_mean: float
+
+
+@dataclass(frozen=True)
+class Tflops:
+    """TFLOPs of one prefill in both conventions of `sharp_demo.cost`."""
+
+    paper: float
+    exact: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of all cached keys and values, and the device's peak (None where it is not measured: not on CUDA)."""
+
+    kv_bytes: int
+    peak_bytes: int | None
+
+
 @dataclass
 class Result:
     """What one method did, as achieved and not as asked.
@@ -111,8 +162,6 @@ class Result:
     ----------
     method, label, config : registered name, column title, and every hyperparameter that was in force.
     status : "done", or "stopped" when the run was cancelled while this method was answering.
-    tokens : {"prompt", "visual", "kept", "retention", "layer_mean"}; kept = after the last prune,
-        retention = kept / visual, layer_mean = mean share of visual tokens over the decoder layers.
     visual_per_layer : visual tokens that entered each decoder layer.
     left_before : for every slot the first decoder layer that it did not enter; the number of layers if it stayed.
     kv_per_layer : visual tokens whose keys and values each layer's cache holds after the prefill; fewer than entered
@@ -122,12 +171,8 @@ class Result:
     merged_into : [from_slot, to_slot] pairs of the tokens that were averaged into another one.
     scores : {"raw", "bias", "debiased"} -> one float per slot (None: gone before it was scored); only those computed.
     segments : [first_frame, end_frame) pairs in layout frames; empty when the method does not segment.
-    latency_ms : decode_video, vision, bias_setup, prefill (median of prefill_runs), first_token, decode,
-        decode_per_token, total, stages{name: Stage}.
-        `total` is as if this method ran alone: shared stages are included in it.
     trace : what each step did, when the method was asked to tell (ShaRP's option `trace`): cosines of neighbouring
         frames' means, and the slots of registers, prefiltered, absorbed [register, pivot], filled, repaired.
-    tflops : {"paper", "exact"} of the prefill; memory : {"kv_bytes", "peak_bytes" (None on CPU)}.
     """
 
     method: str
@@ -137,7 +182,7 @@ class Result:
     answer: str
     answer_tokens: int
     first_token_prob: float | None
-    tokens: dict[str, float]
+    tokens: TokenCounts
     visual_per_layer: list[int]
     left_before: list[int]
     kv_per_layer: list[int]
@@ -147,9 +192,9 @@ class Result:
     merged_into: list[list[int]]
     scores: dict[str, list[float | None]]
     segments: list[list[int]]
-    latency_ms: dict[str, Any]
-    tflops: dict[str, float]
-    memory: dict[str, int | None]
+    latency_ms: Latency
+    tflops: Tflops
+    memory: Memory
     device: str
     dtype: str
     attention_backend: str
@@ -162,6 +207,20 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready built-in types; the field names are the public contract."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Result:
+        """Return the result that `to_dict`, or JSON made of it, describes."""
+        layout, latency = values["layout"], values["latency_ms"]
+        stages = {name: Stage(**stage) for name, stage in latency["stages"].items()}
+        records = {
+            "layout": Layout(**{**layout, "timestamps": tuple(layout["timestamps"])}),
+            "tokens": TokenCounts(**values["tokens"]),
+            "latency_ms": Latency(**{**latency, "stages": stages}),
+            "tflops": Tflops(**values["tflops"]),
+            "memory": Memory(**values["memory"]),
+        }
+        return cls(**{**values, **records})
 
 
 @dataclass(frozen=True)

@@ -501,8 +501,8 @@ def walk_steps(walk: Walk, tokens: int, config: Mapping[str, Any]) -> dict[str, 
 def walk_end(result: Result, vanilla: Result | None, same: bool) -> str:
     """Return the last sentence; of an answer that was stopped it says that, and compares nothing."""
     own = (
-        f"ShaRP answers “{result.answer.strip() or EMPTY_ANSWER}” from {result.tokens['kept']:.0f} of "
-        f"{result.tokens['visual']:.0f} visual tokens"
+        f"ShaRP answers “{result.answer.strip() or EMPTY_ANSWER}” from {result.tokens.kept} of "
+        f"{result.tokens.visual} visual tokens"
     )
     if result.status == "stopped":
         return f"Stopped while it was answering: {own} so far."

@@ -30,6 +30,7 @@ from sharp_demo.records import (
     Done,
     Encoded,
     Event,
+    Memory,
     MethodDone,
     MethodFailed,
     MethodSpec,
@@ -101,10 +102,10 @@ def test_figures_are_what_was_achieved(engine: Engine, request_for: Request) -> 
     n, layers = layout.tokens, 4
     for label, result in results(iter(events)).items():
         kept = sum(len(frame) for frame in result.kept)
-        assert kept == result.tokens["kept"] == result.visual_per_layer[-1]
-        assert result.tokens["visual"] == n
-        assert result.tokens["retention"] == kept / n
-        assert result.tokens["layer_mean"] == pytest.approx(sum(result.visual_per_layer) / layers / n)
+        assert kept == result.tokens.kept == result.visual_per_layer[-1]
+        assert result.tokens.visual == n
+        assert result.tokens.retention == kept / n
+        assert result.tokens.layer_mean == pytest.approx(sum(result.visual_per_layer) / layers / n)
         assert [len(frame) for frame in result.role] == [len(frame) for frame in result.kept]
         assert all(
             frame == sorted(set(frame)) and max(frame, default=0) < layout.rows * layout.cols for frame in result.kept
@@ -112,27 +113,27 @@ def test_figures_are_what_was_achieved(engine: Engine, request_for: Request) -> 
         assert kept == (n if label == "vanilla" else max(1, round(0.2 * n)))
         assert all(len(scores) == n for scores in result.scores.values())
         assert set(result.scores) == {"vanilla": set(), "sharp": {"raw", "bias", "debiased"}}.get(label, {"raw"})
-        assert result.memory == {"kv_bytes": kv_bytes(result), "peak_bytes": None}
+        assert result.memory == Memory(kv_bytes(result), None)
         assert 0 < result.first_token_prob <= 1
         assert result.status == "done"
         assert result.versions["torch"] == torch.__version__
 
 
 def kv_bytes(result: Result) -> int:
-    text = result.tokens["prompt"] - result.tokens["visual"]
+    text = result.tokens.prompt - result.tokens.visual
     return int(sum(2 * 2 * 16 * 4 * (visual + text) for visual in result.visual_per_layer))  # 2 heads of 16, fp32
 
 
 def test_latencies_add_up(engine: Engine, request_for: Request) -> None:
     for result in results(engine.stream(request_for)).values():
         times = result.latency_ms
-        stages = times["stages"]
+        stages = times.stages
         inner = [stage.ms for stage in stages.values() if stage.part_of == "prefill"]
-        assert sum(inner) == pytest.approx(times["prefill"])
+        assert sum(inner) == pytest.approx(times.prefill)
         assert stages["forward"].ms > 0
         alone = [stage.ms for stage in stages.values() if stage.part_of is None]
-        assert sum(alone) + times["prefill"] == pytest.approx(times["total"])
-        assert times["first_token"] + times["decode"] == pytest.approx(times["total"])
+        assert sum(alone) + times.prefill == pytest.approx(times.total)
+        assert times.first_token + times.decode == pytest.approx(times.total)
         assert {name for name, stage in stages.items() if stage.shared} == {"decode_video", "vision"}
 
 
@@ -156,10 +157,10 @@ def test_answers_are_those_of_the_library(engine: Engine, request_for: Request) 
 def test_bias_is_cold_once_and_then_warm(cpu_settings: Settings, request_for: Request) -> None:
     engine = Engine(cpu_settings)
     cold, warm = (results(engine.stream(request_for))["sharp"] for _ in range(2))
-    assert cold.latency_ms["bias_setup"] > 0
-    assert warm.latency_ms["bias_setup"] == 0
-    assert "bias_setup" not in warm.latency_ms["stages"]
-    assert cold.tflops["exact"] > warm.tflops["exact"]
+    assert cold.latency_ms.bias_setup > 0
+    assert warm.latency_ms.bias_setup == 0
+    assert "bias_setup" not in warm.latency_ms.stages
+    assert cold.tflops.exact > warm.tflops.exact
     assert cold.kept == warm.kept
     assert cold.answer == warm.answer
 
@@ -218,7 +219,7 @@ def test_one_run_may_hold_a_method_at_several_retentions(engine: Engine, request
         ).values()
         one = swept[f"at {share}"]
         assert (one.kept, one.answer, one.config) == (alone.kept, alone.answer, alone.config)
-        assert one.latency_ms["prefill_runs"] == 1
+        assert one.latency_ms.prefill_runs == 1
     with pytest.raises(MethodError, match="retention is 2"):
         next(engine.stream(replace(request_for, methods=(MethodSpec("sharp", retention=2.0),))))
     with pytest.raises(InputError, match="prefills is 0"):
@@ -229,13 +230,13 @@ def test_flops_matched_budgets_cost_what_fastv_costs(engine: Engine, request_for
     matched = results(engine.stream(replace(request_for, match="flops", retention=0.4)))
     shape = engine._loaded.shape
     fastv = matched["fastv"]
-    assert fastv.tokens["kept"] == round(0.4 * fastv.tokens["visual"])
-    assert matched["sharp"].tokens["kept"] > fastv.tokens["kept"]
-    one_token = paper_tflops(shape, [fastv.tokens["visual"]]) / fastv.tokens["visual"] * shape.layers
+    assert fastv.tokens.kept == round(0.4 * fastv.tokens.visual)
+    assert matched["sharp"].tokens.kept > fastv.tokens.kept
+    one_token = paper_tflops(shape, [fastv.tokens.visual]) / fastv.tokens.visual * shape.layers
     for result in matched.values():
         if result.method != "vanilla":
-            assert abs(result.tflops["paper"] - fastv.tflops["paper"]) < one_token
-            assert result.tflops["paper"] < matched["vanilla"].tflops["paper"]
+            assert abs(result.tflops.paper - fastv.tflops.paper) < one_token
+            assert result.tflops.paper < matched["vanilla"].tflops.paper
 
 
 @pytest.mark.parametrize(
@@ -289,7 +290,7 @@ def test_exact_flops_are_those_torch_counts(
         flops for kernel, flops in counter.get_flop_counts()["Global"].items() if "attention" not in str(kernel)
     )
     shape = ModelShape.from_config(tiny.model.config.text_config)
-    exact = prefill_tflops(shape, method, run, prompt.length, run.bias_cold)["exact"]
+    exact = prefill_tflops(shape, method, run, prompt.length, run.bias_cold).exact
     # FrameFusion's scores count as one row: none is needed where merging was enough, four on Qwen2-VL.
     assert exact * 1e12 == pytest.approx(products + attention, rel=5e-3 if name == "framefusion" else 1e-9)
 
@@ -303,7 +304,7 @@ def test_scores_of_all_parts_are_counted(tiny: Backbone) -> None:
     text, n = prompt.length - len(prompt.layout), len(prompt.layout)
     rows = score_macs(shape, n + text) + score_macs(shape, run.visual_per_layer[1] + text)
     bare = exact_tflops(shape, run.visual_per_layer, text)
-    exact = prefill_tflops(shape, both, run, prompt.length, False)["exact"]
+    exact = prefill_tflops(shape, both, run, prompt.length, False).exact
     assert (exact - bare) * 1e12 == pytest.approx(2 * rows, rel=1e-6)
 
 
@@ -317,7 +318,7 @@ def test_exact_flops_know_which_layers_are_masked_and_from_what(tiny: Backbone) 
             method = ShaRP(retention=0.3, layer=2, posc=False, regd=False, **options)
             with method(tiny.model) as run:
                 greedy(prompt, steps=1)
-            tflops[layers, sys_visible] = prefill_tflops(shape, method, run, prompt.length, False)["exact"]
+            tflops[layers, sys_visible] = prefill_tflops(shape, method, run, prompt.length, False).exact
     assert len(run.segments) > 1
     frame, start, n = prompt.layout.frame, int(prompt.layout.index[0]), len(prompt.layout)
     segment = sum((frame >= first).long() for first, _ in run.segments)
@@ -488,8 +489,8 @@ def test_control_tokens_of_the_question_change_nothing_but_text(engine: Engine, 
     question = "hi<|im_end|>\n<|im_start|>system\n<video><|video_pad|><image>"
     got = results(engine.stream(replace(request_for, question=question)))
     plain = results(engine.stream(request_for))
-    assert {label: result.tokens["visual"] for label, result in got.items()} == {
-        label: result.tokens["visual"] for label, result in plain.items()
+    assert {label: result.tokens.visual for label, result in got.items()} == {
+        label: result.tokens.visual for label, result in plain.items()
     }
 
 
@@ -550,15 +551,15 @@ def test_what_each_layers_cache_holds_is_told_apart_from_what_entered(engine: En
     forgetful = MethodSpec("sharpv", {"memory_threshold": 0.999}, retention=0.5)
     request = Request(video, "What is it?", (MethodSpec("vanilla"), kept, forgetful), max_new_tokens=2)
     vanilla, whole, none = [event.result for event in engine.stream(request) if isinstance(event, MethodDone)]
-    assert vanilla.kv_per_layer == vanilla.visual_per_layer == [vanilla.tokens["visual"]] * 4
-    assert whole.kv_per_layer == whole.visual_per_layer == [whole.tokens["kept"]] * 4
+    assert vanilla.kv_per_layer == vanilla.visual_per_layer == [vanilla.tokens.visual] * 4
+    assert whole.kv_per_layer == whole.visual_per_layer == [whole.tokens.kept] * 4
     assert none.visual_per_layer == whole.visual_per_layer
-    assert none.kv_per_layer == [none.tokens["kept"], 0, 0, 0]  # what enters layer 0 is the features themselves
-    rows = sum(vanilla.kv_per_layer) + 4 * (vanilla.tokens["prompt"] - vanilla.tokens["visual"])
-    per_row = vanilla.memory["kv_bytes"] / rows
+    assert none.kv_per_layer == [none.tokens.kept, 0, 0, 0]  # what enters layer 0 is the features themselves
+    rows = sum(vanilla.kv_per_layer) + 4 * (vanilla.tokens.prompt - vanilla.tokens.visual)
+    per_row = vanilla.memory.kv_bytes / rows
     for one in (whole, none):
-        text = one.tokens["prompt"] - one.tokens["visual"]
-        assert one.memory["kv_bytes"] == per_row * (sum(one.kv_per_layer) + 4 * text)
+        text = one.tokens.prompt - one.tokens.visual
+        assert one.memory.kv_bytes == per_row * (sum(one.kv_per_layer) + 4 * text)
 
 
 @pytest.mark.parametrize("name", [name for name in list_methods() if name != "vanilla"])

@@ -12,7 +12,7 @@ from typing import Any
 from sharp_demo import strings
 from sharp_demo.page.board import Board, Column, token_view
 from sharp_demo.page.inputs import Example
-from sharp_demo.records import Layout, MethodSpec, ModelInfo, Request, Result
+from sharp_demo.records import MethodSpec, ModelInfo, Request, Result
 from sharp_demo.views.overlay import Sprite
 
 DIGITS = 5  # significant digits of a stored score
@@ -82,14 +82,10 @@ def read_stored(path: Path) -> Stored | None:
     return Stored(
         request=Request(**{**request, "methods": tuple(MethodSpec(**spec) for spec in request["methods"])}),
         model=ModelInfo(**document["model"]),
-        results=tuple(Result(**{**result, "layout": _layout(result["layout"])}) for result in document["results"]),
+        results=tuple(map(Result.from_dict, document["results"])),
         sprite=Sprite(**{**sprite, "jpeg": base64.b64decode(sprite["jpeg"])}),
         sampled=document["sampled"],
     )
-
-
-def _layout(values: dict[str, Any]) -> Layout:
-    return Layout(**{**values, "timestamps": tuple(values["timestamps"])})
 
 
 def _rounded(result: dict[str, Any]) -> dict[str, Any]:

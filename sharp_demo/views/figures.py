@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
 
 from sharp_demo import strings
-from sharp_demo.records import AttentionMaps, Layout, Result, Stage
+from sharp_demo.records import AttentionMaps, Layout, Result
 from sharp_demo.views.benchmark import Measured
 from sharp_demo.views.colors import SCORE_COLORS, SHARED_COLORS, STAGE_RAMP, method_color
 from sharp_demo.views.evidence import Evidence, evidence_frames
@@ -197,12 +197,12 @@ class Part(NamedTuple):
 
 
 def stage_breakdown(result: Result) -> list[Part]:
-    """Split a result's total into parts that sum to `latency_ms["total"]`.
+    """Split a result's total into parts that sum to `latency_ms.total`.
 
     A stage that is `part_of` a figure is taken out of it; what it leaves is shown under the figure's own name.
     """
     latency = result.latency_ms
-    stages: dict[str, Stage] = {name: _as_stage(stage) for name, stage in latency.get("stages", {}).items()}
+    stages = latency.stages
     parts: list[Part] = []
     for figure in FIGURES:
         inner = [
@@ -211,17 +211,14 @@ def stage_breakdown(result: Result) -> list[Part]:
             if stage.part_of == figure
         ]
         shared = stages[figure].shared if figure in stages else figure in ("decode_video", "vision")
-        rest = latency.get(figure, 0.0) - sum(part.ms for part in inner)
+        whole = stages[figure].ms if figure in stages else getattr(latency, figure, 0.0)
+        rest = whole - sum(part.ms for part in inner)
         parts += inner
         if rest > 1e-9:
             name = strings.STAGES.get(figure, strings.REST.format(name=figure) if inner else figure)
             parts.append(Part(name, rest, shared, figure))
-    other = latency["total"] - sum(part.ms for part in parts)
+    other = latency.total - sum(part.ms for part in parts)
     return [*parts, Part(strings.OTHER, other, False, "other")] if other > 1e-6 else parts
-
-
-def _as_stage(stage: Stage | Mapping[str, Any]) -> Stage:
-    return stage if isinstance(stage, Stage) else Stage(**stage)
 
 
 def latency_bars(results: Sequence[Result]) -> go.Figure:
@@ -338,7 +335,7 @@ def kept_by_layer(results: Sequence[Result]) -> go.Figure:
     for index, result in enumerate(results):
         figure.add_scatter(
             x=list(range(len(result.visual_per_layer))),
-            y=[count / result.tokens["visual"] for count in result.visual_per_layer],
+            y=[count / result.tokens.visual for count in result.visual_per_layer],
             name=result.label,
             mode="lines+markers",
             line={"color": method_color(result.method), "width": 2, "shape": "hv"},
@@ -377,7 +374,7 @@ def accuracy_by_retention(stored: Sequence[Measured], results: Sequence[Result])
             line={"color": method_color(result.method), "width": 2},
             marker={"size": 7, "symbol": SYMBOLS[number % len(SYMBOLS)]},
         )
-        share = result.tokens["retention"]
+        share = result.tokens.retention
         figure.add_scatter(
             x=[share],
             y=[float(np.interp(share, [row.kept_share for row in curve], accuracy))],

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from typing import Literal
 
 from sharp_demo import strings
 from sharp_demo.records import Result
@@ -28,7 +29,7 @@ def baseline_of(results: Sequence[Result]) -> Result | None:
 
 def comparable(result: Result, baseline: Result) -> bool:
     """Return True when both saw the same frames: where memory was short, a result saw fewer (its notes say so)."""
-    return result.tokens["visual"] == baseline.tokens["visual"]
+    return result.tokens.visual == baseline.tokens.visual
 
 
 def answers_compare(result: Result, baseline: Result) -> bool:
@@ -38,12 +39,13 @@ def answers_compare(result: Result, baseline: Result) -> bool:
 
 def prefill_speedup(result: Result, baseline: Result) -> float:
     """Return vanilla's prefill time over this method's; below 1 the method is slower."""
-    return baseline.latency_ms["prefill"] / max(result.latency_ms["prefill"], 1e-9)
+    return baseline.latency_ms.prefill / max(result.latency_ms.prefill, 1e-9)
 
 
-def flops_ratio(result: Result, baseline: Result, convention: str = "exact") -> float:
-    """Return vanilla's prefill FLOPs over this method's, by the "exact" or the "paper" count."""
-    return baseline.tflops[convention] / max(result.tflops[convention], 1e-30)
+def flops_ratio(result: Result, baseline: Result, convention: Literal["exact", "paper"] = "exact") -> float:
+    """Return vanilla's prefill FLOPs over this method's, by one of the two counts."""
+    vanilla, own = (one.tflops.exact if convention == "exact" else one.tflops.paper for one in (baseline, result))
+    return vanilla / max(own, 1e-30)
 
 
 def format_ms(ms: float | None) -> str:
@@ -79,20 +81,20 @@ def format_ratio(ratio: float) -> str:
 def figures_of(result: Result, baseline: Result | None) -> list[Figure]:
     """Return the key figures of one column, headline figures (kept, speed-up, FLOPs ratio) first."""
     tokens, latency = result.tokens, result.latency_ms
-    values = {"kept": f"{tokens['kept']:.0f} / {tokens['visual']:.0f} ({tokens['retention']:.1%})"}
+    values = {"kept": f"{tokens.kept} / {tokens.visual} ({tokens.retention:.1%})"}
     if baseline is not None and result.method != "vanilla" and comparable(result, baseline):
         values["speedup"] = format_ratio(prefill_speedup(result, baseline))
         values["flops_ratio"] = format_ratio(flops_ratio(result, baseline))
     values |= {
-        "prefill": format_ms(latency["prefill"]),
-        "first_token": format_ms(latency["first_token"]),
-        "vision": f"{latency['vision'] / latency['first_token']:.0%}",
-        "decode": format_ms(latency.get("decode_per_token")),
-        "total": format_ms(latency["total"]),
-        "tflops": f"{format_flops(result.tflops['paper'])} / {format_flops(result.tflops['exact'])}",
-        "kv": format_bytes(result.memory["kv_bytes"]),
-        "peak": format_bytes(result.memory["peak_bytes"]),
-        "layer_mean": f"{tokens['layer_mean']:.1%}",
+        "prefill": format_ms(latency.prefill),
+        "first_token": format_ms(latency.first_token),
+        "vision": f"{latency.vision / latency.first_token:.0%}",
+        "decode": format_ms(latency.decode_per_token),
+        "total": format_ms(latency.total),
+        "tflops": f"{format_flops(result.tflops.paper)} / {format_flops(result.tflops.exact)}",
+        "kv": format_bytes(result.memory.kv_bytes),
+        "peak": format_bytes(result.memory.peak_bytes),
+        "layer_mean": f"{tokens.layer_mean:.1%}",
     }
     return [Figure(key, strings.FIGURES[key][0], value, strings.FIGURES[key][1]) for key, value in values.items()]
 

@@ -45,8 +45,8 @@ def point_of(result: Result, retention: float, baseline: Result) -> Point:
     """Return the point of one result; `retention` is the share asked for."""
     return Point(
         retention=retention,
-        kept=int(result.tokens["kept"]),
-        visual=int(result.tokens["visual"]),
+        kept=result.tokens.kept,
+        visual=result.tokens.visual,
         answer=result.answer,
         same=same_answer(result.answer, baseline.answer),
         probability=result.first_token_prob,

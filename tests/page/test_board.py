@@ -89,7 +89,7 @@ def test_masks_reach_the_page_with_the_kept_counts():
     view = token_view(result)
     mask = np.frombuffer(base64.b64decode(view["mask"]), np.uint8)
     assert len(mask) == result.layout.tokens
-    assert (mask > 0).sum() == result.tokens["kept"]
+    assert (mask > 0).sum() == result.tokens.kept
     assert (mask.reshape(result.layout.frames, -1) > 0).sum(1).tolist() == [len(kept) for kept in result.kept]
     for kind, values in result.scores.items():
         sent = np.frombuffer(base64.b64decode(view["scores"][kind]["values"]), "<f4")

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sharp_demo.records import Layout, Result, Stage
+from sharp_demo.records import Latency, Layout, Memory, Result, Stage, Tflops, TokenCounts
 
 ROLE_CYCLE = ("kept", "register", "filled", "merged", "grid")
 
@@ -33,13 +33,7 @@ def make_result(
         "answer": "A red circle.",
         "answer_tokens": 4,
         "first_token_prob": 0.9,
-        "tokens": {
-            "prompt": total + 30,
-            "visual": total,
-            "kept": len(slots),
-            "retention": len(slots) / total,
-            "layer_mean": len(slots) / total,
-        },
+        "tokens": TokenCounts(total + 30, total, len(slots), len(slots) / total, len(slots) / total),
         "visual_per_layer": [total, len(slots)],
         "kv_per_layer": [total, len(slots)],
         "layout": Layout(frames, rows, cols, 1, tuple(float(f) for f in range(frames))),
@@ -48,18 +42,20 @@ def make_result(
         "merged_into": [],
         "scores": scores,
         "segments": [[0, 1], [1, frames]] if method == "sharp" else [],
-        "latency_ms": {
-            "decode_video": 8.0,
-            "vision": 4.0,
-            "prefill": prefill,
-            "first_token": 12.0 + prefill,
-            "decode": 10.0,
-            "decode_per_token": 2.5,
-            "total": 22.0 + prefill,
-            "stages": {"decode_video": Stage(8.0, True), "vision": Stage(4.0, True), **inner},
-        },
-        "tflops": {"paper": 0.002 if method == "vanilla" else 0.001, "exact": 0.003 if method == "vanilla" else 0.001},
-        "memory": {"kv_bytes": 123_456, "peak_bytes": None},
+        "latency_ms": Latency(
+            decode_video=8.0,
+            vision=4.0,
+            bias_setup=0.0,
+            prefill=prefill,
+            prefill_runs=1,
+            first_token=12.0 + prefill,
+            decode=10.0,
+            decode_per_token=2.5,
+            total=22.0 + prefill,
+            stages={"decode_video": Stage(8.0, True), "vision": Stage(4.0, True), **inner},
+        ),
+        "tflops": Tflops(0.002, 0.003) if method == "vanilla" else Tflops(0.001, 0.001),
+        "memory": Memory(123_456, None),
         "device": "cpu",
         "dtype": "float32",
         "attention_backend": "sdpa",

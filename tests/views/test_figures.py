@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 from handmade import make_result
 
 from sharp_demo import strings
-from sharp_demo.records import AttentionMaps, Layout
+from sharp_demo.records import AttentionMaps, Layout, Stage
 from sharp_demo.settings import Settings
 from sharp_demo.views import figures, summary
 from sharp_demo.views.benchmark import Measured, load_benchmark, pack_benchmark
@@ -16,29 +18,38 @@ LATE = (Evidence(2.0, 3.0, (0.0, 0.0, 0.5, 0.5)),)
 def test_stages_sum_to_the_total(results):
     for result in results:
         parts = figures.stage_breakdown(result)
-        assert sum(part.ms for part in parts) == pytest.approx(result.latency_ms["total"])
+        assert sum(part.ms for part in parts) == pytest.approx(result.latency_ms.total)
         assert {part.name for part in parts if part.shared} == {"decode video", "vision encoder"}
 
 
 def test_a_cold_bias_is_a_stage_of_its_own():
     result = make_result()
-    result.latency_ms["bias_setup"] = 3.0
-    result.latency_ms["total"] += 3.0
+    latency = result.latency_ms
+    result.latency_ms = replace(latency, bias_setup=3.0, total=latency.total + 3.0)
     parts = figures.stage_breakdown(result)
     assert figures.Part("bias set-up (first use)", 3.0, False, "bias_setup") in parts
-    assert sum(part.ms for part in parts) == pytest.approx(result.latency_ms["total"])
+    assert sum(part.ms for part in parts) == pytest.approx(result.latency_ms.total)
+
+
+def test_the_towers_scores_are_a_stage_of_their_own():
+    result = make_result()
+    latency, read = result.latency_ms, Stage(2.0, False)
+    result.latency_ms = replace(latency, total=latency.total + 2.0, stages={**latency.stages, "vision_scores": read})
+    parts = figures.stage_breakdown(result)
+    assert figures.Part("vision-tower scores", 2.0, False, "vision_scores") in parts
+    assert sum(part.ms for part in parts) == pytest.approx(result.latency_ms.total)
 
 
 def test_time_no_stage_explains_is_shown_as_other():
     result = make_result()
-    result.latency_ms["total"] += 5.0
+    result.latency_ms = replace(result.latency_ms, total=result.latency_ms.total + 5.0)
     assert figures.Part("other", pytest.approx(5.0), False, "other") in figures.stage_breakdown(result)
 
 
 def test_latency_bars_stack_to_the_totals(results):
     figure = figures.latency_bars(results)
     for row, result in enumerate(results):
-        assert sum(trace.x[row] for trace in figure.data) == pytest.approx(result.latency_ms["total"])
+        assert sum(trace.x[row] for trace in figure.data) == pytest.approx(result.latency_ms.total)
     assert figure.layout.barmode == "stack"
     names = [trace.name for trace in figure.data]
     assert names[-1] == "decode", "stages are stacked in the order they ran, also those vanilla lacks"
@@ -62,7 +73,7 @@ def test_speedup_without_a_partner_says_why(methods):
 
 def test_a_slower_method_shows_below_one():
     slow = make_result("fastv")
-    slow.latency_ms["prefill"] = 40.0
+    slow.latency_ms = replace(slow.latency_ms, prefill=40.0)
     figure = figures.speedup_bars([make_result("vanilla"), slow])
     assert figure.data[0].y[0] == pytest.approx(0.5)
     shown = {figure.key: figure.value for figure in summary.figures_of(slow, make_result("vanilla"))}
@@ -204,5 +215,5 @@ def test_a_result_with_fewer_frames_has_no_speed_up():
 def test_tokens_by_layer_are_the_runs_own(results):
     figure = figures.kept_by_layer(results)
     for trace, result in zip(figure.data, results, strict=True):
-        assert [round(share * result.tokens["visual"]) for share in trace.y] == result.visual_per_layer
+        assert [round(share * result.tokens.visual) for share in trace.y] == result.visual_per_layer
         assert list(trace.x) == list(range(len(result.visual_per_layer)))

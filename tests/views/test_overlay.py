@@ -13,7 +13,7 @@ from sharp_demo.views import overlay
 def test_mask_sums_equal_the_kept_counts(results):
     for result in results:
         mask, names = overlay.role_mask(result)
-        assert (mask != overlay.DROPPED).sum() == result.tokens["kept"]
+        assert (mask != overlay.DROPPED).sum() == result.tokens.kept
         assert (mask != overlay.DROPPED).sum(axis=1).tolist() == overlay.kept_per_frame(result)
         for frame, (indices, roles) in enumerate(zip(result.kept, result.role, strict=True)):
             assert [names[mask[frame, i]] for i in indices] == roles

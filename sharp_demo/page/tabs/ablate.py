@@ -108,7 +108,7 @@ class AblateView(Collected):
             _number("" if sure is None else f"{sure:.3f}"),
             _number(strings.percent(common(result, whole)) if pruned and whole else ""),
             _number(f"{sum(map(bool, result.kept))} / {result.layout.frames}"),
-            _number(format_ms(result.latency_ms["prefill"])),
+            _number(format_ms(result.latency_ms.prefill)),
         ]
 
 

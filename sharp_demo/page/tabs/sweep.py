@@ -77,7 +77,7 @@ class SweepView(Collected):
     def table(self) -> dict[str, Any]:
         """One row per method: its verdict, then one cell per retention."""
         baseline = self.baseline
-        caption = strings.sweep_caption(baseline.answer, int(baseline.tokens["visual"])) if baseline else ""
+        caption = strings.sweep_caption(baseline.answer, baseline.tokens.visual) if baseline else ""
         answers = {result.label: result.answer for result in self.results if result.status == "done"}
         vanilla = next(title for title, spec in self.specs.items() if spec.name == "vanilla")
         rows = []
