@@ -22,6 +22,7 @@ import typer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from lab.headlines import accuracy_table, bench_list, equal_flops_table, speed_table, stored  # noqa: E402
 from lab.speed import prefill_tables, scale  # noqa: E402
 from sharp_demo.cli import app  # noqa: E402
 from sharp_demo.pruning.method import GROUPS, Method  # noqa: E402
@@ -116,12 +117,6 @@ def cli_page() -> str:
     return "\n".join([*parts, ""])
 
 
-def bench_tables() -> str:
-    """The tables of every prefill benchmark that was stored, as `bench prefill` prints them."""
-    parts = [bench_page(path, f"`{path.stem}`", level=3) for path in stored_benchmarks()]
-    return "\n".join(parts) or "No benchmark is stored yet."
-
-
 def fuzz_tables() -> str:
     """The tables of the stored run of tools/fuzz_video.py."""
     lines = (ROOT / "docs/results/fuzz-video.md").read_text("utf-8").splitlines()
@@ -157,69 +152,6 @@ def tables_data() -> str:
     return "{" + ",\n".join(parts) + "}\n"
 
 
-def stored(pattern: str) -> list[dict[str, Any]]:
-    """The documents of docs/results whose file names match, in the order of their names."""
-    return [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "docs/results").glob(pattern))]
-
-
-def speed_table() -> str:
-    """ShaRP's prefill speed-up on the CPU, with the ratio of exact FLOPs and the time outside the forward pass."""
-    rows = [
-        "| visual tokens | kept | prefill speed-up | ratio of exact FLOPs | outside the forward pass |",
-        "|---:|---:|---:|---:|---:|",
-    ]
-    documents = stored("bench-prefill-cpu-[0-9]*.json")
-    for document in sorted(documents, key=lambda one: one["setup"]["visual_tokens"]):
-        for result in document["results"]:
-            if result["method"] == "sharp":
-                outside = result["beside_forward"]["share_of_vanilla"]
-                cells = (
-                    f"{document['setup']['visual_tokens']:,}",
-                    f"{100 * result['retention']:g} %",
-                    f"{result['speedup']['value']:.2f}x",
-                    f"{result['flops']['ratio']:.2f}x",
-                    f"{100 * outside:.1f} % of vanilla",
-                )
-                rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-README_COLUMNS = ("Vanilla", "ShaRP, K=1", "Random, K=1", "FastV, K=2", "Feather, K=2", "Random, K=2")
-
-
-def accuracy_table(retention: float = 0.05) -> str:
-    """Accuracy of the embedded models at equal tokens, in percent."""
-    rows = [f"| model | {' | '.join(README_COLUMNS)} |", "|---|" + "---:|" * len(README_COLUMNS)]
-    for document in stored("evaluate-*.json"):
-        found = {
-            result["label"]: f"{100 * result['accuracy']:.1f}"
-            for result in document["results"]
-            if result["match"] == "tokens" and result["retention"] in (retention, 1.0)
-        }
-        rows.append(f"| {' | '.join((next(iter(document['models'])), *map(found.__getitem__, README_COLUMNS)))} |")
-    return "\n".join(rows)
-
-
-def equal_flops_table(retention: float = 0.05) -> str:
-    """Accuracy of every method at equal FLOPs, the best first; floors last."""
-    documents = stored("systems-*.json")
-    rows = [
-        f"| equal FLOPs, R = {100 * retention:g} % | {' | '.join(next(iter(one['models'])) for one in documents)} |",
-        "|---|" + "---:|" * len(documents),
-    ]
-    columns = [
-        {
-            result["label"]: (result["group"], result["accuracy"])
-            for result in document["results"]
-            if result["match"] == "flops" and result["retention"] in (retention, 1.0)
-        }
-        for document in documents
-    ]
-    labels = sorted(columns[0], key=lambda label: (columns[0][label][0] == "floor", -sum(c[label][1] for c in columns)))
-    rows += [f"| {label} | {' | '.join(f'{100 * column[label][1]:.1f}' for column in columns)} |" for label in labels]
-    return "\n".join(rows)
-
-
 def with_block(text: str, name: str, content: str) -> str:
     """Return `text` with the marked block replaced. Raises ValueError when the markers are not there."""
     pattern = re.compile(rf"(<!-- generated:{name} -->\n).*?(<!-- /generated:{name} -->)", re.DOTALL)
@@ -234,13 +166,18 @@ def pages() -> dict[Path, str]:
     security = ROOT / "docs/security.md"
     readme, methods, performance = ROOT / "README.md", ROOT / "docs/methods.md", ROOT / "docs/performance.md"
     demo, front = ROOT / "docs/demo.md", readme.read_text("utf-8")
-    for name, content in (("methods", method_table()), ("speed", speed_table()), ("accuracy", accuracy_table())):
+    for name, content in (
+        ("methods", method_table()),
+        ("speed", speed_table(("sharp",))),
+        ("accuracy", accuracy_table()),
+    ):
         front = with_block(front, name, content)
+    speed = with_block(performance.read_text("utf-8"), "speed", speed_table(("fastv", "feather", "sharp")))
     return {
         readme: front,
         demo: with_block(demo.read_text("utf-8"), "equal-flops", equal_flops_table()),
         methods: with_block(methods.read_text("utf-8"), "options", option_tables()),
-        performance: with_block(performance.read_text("utf-8"), "bench", bench_tables()),
+        performance: with_block(speed, "bench", bench_list()),
         security: with_block(security.read_text("utf-8"), "fuzz", fuzz_tables()),
         ROOT / "docs/cli.md": cli_page(),
         ROOT / "docs/settings.md": settings_page(),
