@@ -13,13 +13,13 @@ import math
 import platform
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Generator, Hashable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import torch
 import transformers
@@ -42,6 +42,7 @@ from sharp_demo.pruning.runtime import Role, Run
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.pruning.sharp.method import ShaRP
 from sharp_demo.pruning.sharp.segments import frame_means, segment_frames
+from sharp_demo.recent import Recent
 from sharp_demo.records import (
     AttentionMaps,
     Decoded,
@@ -70,8 +71,6 @@ from sharp_demo.video import Clip, VideoInfo, decode, probe
 
 log = logging.getLogger(__name__)
 
-V = TypeVar("V")
-
 # A prefill that is quick is timed again and the median counts: one measurement on a busy machine says little.
 TIMING_BUDGET_MS = 300.0
 
@@ -85,24 +84,6 @@ class Stop(Protocol):
     """What a run asks between two tokens: a thread's event, or one that a process shares with its parent."""
 
     def is_set(self) -> bool: ...
-
-
-class Recent(Generic[V]):
-    """The `capacity` most recently used values."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._values: OrderedDict[Hashable, V] = OrderedDict()
-
-    def get(self, key: Hashable) -> V | None:
-        if key in self._values:
-            self._values.move_to_end(key)
-        return self._values.get(key)
-
-    def put(self, key: Hashable, value: V) -> None:
-        self._values[key] = value
-        while len(self._values) > self.capacity:
-            self._values.popitem(last=False)
 
 
 @dataclass
@@ -205,9 +186,9 @@ class Engine:
         """Give the model back, and first drop what `forget` asked to drop."""
         if self._forgetting:
             self._forgetting = False
-            self._clips = Recent(self._clips.capacity)
+            self._clips.clear()
             if self._loaded is not None:
-                self._loaded.features = Recent(self._loaded.features.capacity)
+                self._loaded.features.clear()
             trim_heaps()
         self._lock.release()
 
