@@ -36,9 +36,9 @@ from sharp_demo.cost import ModelShape, exact_tflops, flops_matched_retention, o
 from sharp_demo.errors import DeviceLostError, DeviceMemoryError, InputError, MethodError, UnsupportedError
 from sharp_demo.memory import trim_heaps
 from sharp_demo.pruning.method import Method
+from sharp_demo.pruning.outcome import Role, Run
 from sharp_demo.pruning.probe import AttentionProbe, attention_per_frame
 from sharp_demo.pruning.registry import make_method, method_class
-from sharp_demo.pruning.runtime import Role, Run
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.pruning.sharp.method import ShaRP
 from sharp_demo.pruning.sharp.segments import frame_means, segment_frames

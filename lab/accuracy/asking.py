@@ -28,7 +28,8 @@ from sharp_demo.engine import end_tokens, suppress_placeholders
 from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning.attention import Rotary, project_keys
 from sharp_demo.pruning.method import Method
-from sharp_demo.pruning.runtime import AttentionOverride, Later, Pass, Prefill, Run, Tools, run_layers
+from sharp_demo.pruning.outcome import Run
+from sharp_demo.pruning.runtime import AttentionOverride, Later, Pass, Prefill, Tools, run_layers
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.pruning.vanilla import Vanilla
 

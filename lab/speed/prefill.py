@@ -26,8 +26,8 @@ from sharp_demo.cost import exact_tflops
 from sharp_demo.engine import cache_bytes, decode_step, prefill, prefill_tflops, versions
 from sharp_demo.errors import InputError
 from sharp_demo.pruning.method import Method
+from sharp_demo.pruning.outcome import Role, Run
 from sharp_demo.pruning.registry import make_method, method_class
-from sharp_demo.pruning.runtime import Role, Run
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.stopwatch import Stopwatch
 

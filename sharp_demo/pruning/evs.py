@@ -9,7 +9,8 @@ import torch
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.frames import dissimilarity, input_frames
 from sharp_demo.pruning.method import REINDEX, Method, knob, top_k
-from sharp_demo.pruning.runtime import Prefill, Selection
+from sharp_demo.pruning.outcome import Selection
+from sharp_demo.pruning.runtime import Prefill
 from sharp_demo.pruning.schedule import Schedule, budget
 
 

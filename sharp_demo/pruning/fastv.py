@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sharp_demo.pruning.method import SingleStage, knob, top_k
-from sharp_demo.pruning.runtime import Prefill, Selection
+from sharp_demo.pruning.outcome import Selection
+from sharp_demo.pruning.runtime import Prefill
 
 
 @dataclass(frozen=True)

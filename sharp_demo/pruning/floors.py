@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from sharp_demo.pruning.method import SingleStage, knob
-from sharp_demo.pruning.runtime import Prefill, Selection
+from sharp_demo.pruning.outcome import Selection
+from sharp_demo.pruning.runtime import Prefill
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sharp_demo.errors import MethodError
-from sharp_demo.pruning.runtime import AttentionOverride, Prefill, Run, Selection, attached
+from sharp_demo.pruning.outcome import Run, Selection
+from sharp_demo.pruning.runtime import AttentionOverride, Prefill, attached
 from sharp_demo.pruning.schedule import Schedule, budget, visual_per_layer
 
 Where = Literal["nowhere", "before", "inside", "both"]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sharp_demo.pruning.method import Method, knob
-from sharp_demo.pruning.runtime import Prefill, Selection
+from sharp_demo.pruning.outcome import Selection
+from sharp_demo.pruning.runtime import Prefill
 
 
 @dataclass(frozen=True)

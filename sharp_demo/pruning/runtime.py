@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
-from enum import IntEnum
+from dataclasses import dataclass
 from types import MethodType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,121 +26,11 @@ from sharp_demo.backbones.positions import grid_from_positions
 from sharp_demo.backbones.signals import VisionSignals, VisionTap, tapped
 from sharp_demo.errors import ModelError, UnsupportedError
 from sharp_demo.pruning.attention import Rotary, last_query_logits, project_keys
+from sharp_demo.pruning.outcome import Run, Selection
 from sharp_demo.stopwatch import Stopwatch
 
-
-class Role(IntEnum):
-    """Why a kept token was kept."""
-
-    KEPT = 0
-    REGISTER = 1  # top-K by (debiased) score
-    MERGED = 2  # a register token that absorbed others
-    FILLED = 3  # put in to refill the budget
-    GRID = 4  # on Feather's uniform grid
-    DOMINANT = 5  # top-k by vision-tower attention (VisionZip, HoliTom)
-    CONTEXTUAL = 6  # stands for the tokens that were averaged into it (VisionZip)
-    STATIC = 7  # stands for its patch in every frame of its segment (HoliTom)
-
-    @property
-    def label(self) -> str:
-        return self.name.lower()
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What survives one prune stage, in terms of the v visual tokens that were alive before it.
-
-    Attributes
-    ----------
-    kept : [k] LongTensor, ascending indices into those v tokens.
-    role : [k] IntTensor of `Role` values; None leaves the tokens the roles they had (KEPT at first).
-    hidden : [k, d] rows to go on with in place of the tokens' own (merging); None leaves them as they are.
-    merged_into : [v] LongTensor, for each token that was averaged into another the index of that other, else -1.
-    compact : number the positions of what is left 0, 1, 2, ... from here on, also for the tokens to come; the
-        default keeps the original positions. Not defined for M-RoPE (Qwen2-VL), where it is refused.
-    """
-
-    kept: Tensor
-    role: Tensor | None = None
-    hidden: Tensor | None = None
-    merged_into: Tensor | None = None
-    compact: bool = False
-
-
-@dataclass
-class Run:
-    """What one pruned prefill did. Every prefill under the same `with` block starts it afresh.
-
-    Attributes
-    ----------
-    layout : where the N visual tokens sit; None until a prompt with a video was seen.
-    kept, role : [k] slots (0..N-1) that survived all stages, ascending, and their `Role` values.
-    merged_into : [N] kept slot each token was averaged into (over all stages), -1 for none.
-    scores : name -> [N] fp32, the scores the method selected by ("raw", "bias", "debiased").
-    layer_scores : name -> [layers] fp32, figures the method judged decoder layers by; NaN where it judged none.
-    segments : [first, end) layout frames of each segment; empty without segmentation.
-    trace : name -> tensor, what a method tells of its steps when it is asked to (slots where it names tokens).
-    segment_tokens : visual tokens of each segment in the layers that are segment-masked; empty without any.
-    left_before : [N] first decoder layer that each token did not enter; the number of layers where it stayed.
-    visual_per_layer : visual tokens that entered each decoder layer.
-    mlp_per_layer : those that entered its MLP: fewer where a method dropped after the attention.
-    stages : milliseconds per stage, read after the prefill.
-    """
-
-    method: Pruner
-    device: torch.device
-    layout: VisualLayout | None = None
-    kept: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    role: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int8))
-    merged_into: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    left_before: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    layer_scores: dict[str, Tensor] = field(default_factory=dict)
-    segments: list[tuple[int, int]] = field(default_factory=list)
-    trace: dict[str, Tensor] = field(default_factory=dict)
-    segment_tokens: list[int] = field(default_factory=list)
-    visual_per_layer: list[int] = field(default_factory=list)
-    mlp_per_layer: list[int] = field(default_factory=list)
-    bias_cold: bool = False
-    stopwatch: Stopwatch = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.stopwatch = Stopwatch(self.device)
-
-    @property
-    def stages(self) -> dict[str, float]:
-        return self.stopwatch.ms()
-
-    def begin(self, layout: VisualLayout, layers: int) -> None:
-        """Forget the previous prefill; until a stage drops something, every token survives every layer."""
-        n = len(layout)
-        self.layout = layout
-        self.kept = torch.arange(n, device=self.device)
-        self.role = torch.full((n,), Role.KEPT, dtype=torch.int8, device=self.device)
-        self.merged_into = torch.full((n,), -1, device=self.device)
-        self.left_before = torch.full((n,), layers, device=self.device)
-        self.scores, self.layer_scores, self.trace = {}, {}, {}
-        self.segments, self.segment_tokens = [], []
-        self.visual_per_layer, self.mlp_per_layer = [n] * layers, [n] * layers
-        self.bias_cold = False
-        self.stopwatch = Stopwatch(self.device)
-
-
-class Pruner(Protocol):
-    """The hook points of a method; `sharp_demo.pruning.method.Method` is the base class that fills them in."""
-
-    @property
-    def active(self) -> bool: ...
-    @property
-    def parts(self) -> Sequence[Pruner]: ...
-    @property
-    def needs_vision(self) -> bool: ...
-    def fitted(self, layers: int) -> Pruner: ...
-    def check(self, layers: int) -> None: ...
-    def before_layer(self, layer: int, prefill: Prefill) -> Selection | None: ...
-    def attention(self, layer: int, prefill: Prefill) -> AttentionOverride | None: ...
-    def after_attention(self, layer: int, prefill: Prefill) -> Selection | None: ...
-    def after_prefill(self, prefill: Prefill) -> None: ...
+if TYPE_CHECKING:
+    from sharp_demo.pruning.method import Method
 
 
 AttentionOverride = Callable[[nn.Module, Tensor, Rotary, DynamicCache], Tensor]
@@ -203,7 +92,7 @@ class Prefill(Pass):
         self.rotary_emb = lm.rotary_emb
         self.mrope = _is_mrope(lm)
         self.renumbered: list[tuple[int, int]] = []
-        self.notes: dict[Pruner, Any] = {}
+        self.notes: dict[Method, Any] = {}
         self.layout = run.layout
         self.embeddings = hidden
         self.order = torch.arange(hidden.shape[1], device=hidden.device)
@@ -241,7 +130,7 @@ class Prefill(Pass):
     # -- what methods ask ----------------------------------------------------------------------------------------
 
     @property
-    def active_parts(self) -> list[Pruner]:
+    def active_parts(self) -> list[Method]:
         return [part for part in self.run.method.parts if part.active]
 
     @property
@@ -593,7 +482,7 @@ def _is_mrope(lm: nn.Module) -> bool:
 
 @contextmanager
 def attached(
-    model: nn.Module, method: Pruner, processor: Any | None = None, bias_cache: Any | None = None
+    model: nn.Module, method: Method, processor: Any | None = None, bias_cache: Any | None = None
 ) -> Iterator[Run]:
     """Prune every prompt with a video that `model` sees inside this block, and leave no trace after it.
 

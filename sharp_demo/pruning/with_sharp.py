@@ -8,7 +8,8 @@ from typing import Any
 
 from sharp_demo.pruning.holitom import HoliTom
 from sharp_demo.pruning.method import REINDEX, Method, knob
-from sharp_demo.pruning.runtime import AttentionOverride, Prefill, Selection
+from sharp_demo.pruning.outcome import Selection
+from sharp_demo.pruning.runtime import AttentionOverride, Prefill
 from sharp_demo.pruning.schedule import (
     VISIONZIP_RATIO,
     Schedule,

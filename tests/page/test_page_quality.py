@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect
 from sharp_demo import strings
 from sharp_demo.page.tabs.parts import component
 from sharp_demo.page.tokens import token_columns
-from sharp_demo.pruning.runtime import Role
+from sharp_demo.pruning.outcome import Role
 from sharp_demo.records import Result
 from tests.page.pieces import board_of, served
 from tests.page.test_browser import PAYLOADS, Watched, ask, browser, run, upload, watched

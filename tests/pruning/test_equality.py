@@ -15,8 +15,9 @@ from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.feather import Feather
 from sharp_demo.pruning.method import Method, SingleStage
+from sharp_demo.pruning.outcome import Role, Selection
 from sharp_demo.pruning.registry import list_methods, make_method
-from sharp_demo.pruning.runtime import Prefill, Role, Selection
+from sharp_demo.pruning.runtime import Prefill
 from sharp_demo.pruning.schedule import budget
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharp.bias import BiasCache

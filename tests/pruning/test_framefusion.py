@@ -16,7 +16,7 @@ from sharp_demo.cost import SHAPES, paper_tflops
 from sharp_demo.engine import decode_step, prefill, suppress_placeholders
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.framefusion import FIRST, FrameFusion, merge_runs, similarity_to_predecessor
-from sharp_demo.pruning.runtime import Role, Run
+from sharp_demo.pruning.outcome import Role, Run
 from sharp_demo.pruning.schedule import method_schedule, visual_per_layer
 from tests.pruning.prompts import Prompt, embedded, scenes
 

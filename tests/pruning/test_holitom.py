@@ -25,7 +25,7 @@ from sharp_demo.pruning.holitom import (
     removable,
     static_runs,
 )
-from sharp_demo.pruning.runtime import Role
+from sharp_demo.pruning.outcome import Role
 from sharp_demo.pruning.schedule import ceil_share, method_schedule
 from tests.pruning.prompts import Prompt, greedy, masked, scenes
 

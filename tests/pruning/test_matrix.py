@@ -26,8 +26,9 @@ from sharp_demo.errors import MethodError, UnsupportedError
 from sharp_demo.page.build import build_ui
 from sharp_demo.pruning import registry
 from sharp_demo.pruning.method import Method, SingleStage, knob, top_k
+from sharp_demo.pruning.outcome import Role, Run, Selection
 from sharp_demo.pruning.registry import list_methods, make_method
-from sharp_demo.pruning.runtime import Prefill, Role, Run, Selection
+from sharp_demo.pruning.runtime import Prefill
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.settings import Settings
 from tests.pruning.prompts import Prompt, greedy, lowest, scenes

@@ -17,8 +17,9 @@ from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.feather import Feather, budgeted_grid, uniform_grid
 from sharp_demo.pruning.floors import Latest, Random, Uniform
 from sharp_demo.pruning.method import Method, top_k
+from sharp_demo.pruning.outcome import Role, Selection
 from sharp_demo.pruning.registry import list_methods, make_method, method_class
-from sharp_demo.pruning.runtime import Prefill, Role, Selection
+from sharp_demo.pruning.runtime import Prefill
 from sharp_demo.pruning.schedule import budget, method_schedule
 from sharp_demo.pruning.sharp import ShaRP
 from tests.pruning.prompts import Prompt, greedy, scenes

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sharp_demo.pruning.runtime import Role, Selection
+from sharp_demo.pruning.outcome import Role, Selection
 from sharp_demo.pruning.sharp import regd
 from sharp_demo.pruning.sharp.regd import RegDOptions, refine, run_leaders
 from sharp_demo.pruning.sharp.trace import trace_regd

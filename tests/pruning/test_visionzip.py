@@ -16,7 +16,7 @@ from sharp_demo.backbones.signals import VisionSignals
 from sharp_demo.cost import SHAPES, flops_matched_retention, paper_tflops
 from sharp_demo.engine import prefill
 from sharp_demo.errors import UnsupportedError
-from sharp_demo.pruning.runtime import Role, Run
+from sharp_demo.pruning.outcome import Role, Run
 from sharp_demo.pruning.schedule import framewise_budget, method_schedule, visual_per_layer
 from sharp_demo.pruning.visionzip import VisionZip, assign, contextual_tokens, dominant_tokens, spread
 from tests.pruning.prompts import Prompt, greedy, scenes, shortened

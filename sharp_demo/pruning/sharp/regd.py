@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sharp_demo.pruning.runtime import Role, Selection
+from sharp_demo.pruning.outcome import Role, Selection
 
 Timer = Callable[[str], AbstractContextManager[None]]
 SCAN_BLOCK = 128  # tokens compared with one leader at a time
