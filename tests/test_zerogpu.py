@@ -23,8 +23,9 @@ import app
 from sharp_demo import engine as engine_module
 from sharp_demo.engine import Engine
 from sharp_demo.errors import DeviceError, ModelError, QuestionError
+from sharp_demo.page.api import Api
 from sharp_demo.page.build import build_ui
-from sharp_demo.page.callbacks import Callbacks
+from sharp_demo.page.runs import Runs
 from sharp_demo.records import Decoded, Done, MethodDone, MethodFailed, MethodSpec, Progress, Request, Result, Text
 from sharp_demo.settings import ROOT, Settings
 from sharp_demo.web.health import EXIT_DEVICE_LOST
@@ -244,7 +245,7 @@ def test_examples_are_asked_with_an_embedded_model(zero: ZeroGPUEngine, cpu_sett
     for engine in (zero, Engine(zero.settings)):
         page = build_ui(engine, engine.settings)
         (choose,) = [block.fn for block in page.fns.values() if getattr(block.fn, "__name__", "") == "choose"]
-        chosen.append(choose(gr.EventData(None, {"index": 0})))
+        chosen.append(choose(gr.EventData(None, {"index": 0})).values())
     (clip, question, model), (same_clip, same_question, untouched) = chosen
     assert (clip, question) == (same_clip, same_question)
     assert Path(clip).is_file()
@@ -266,9 +267,9 @@ def test_the_visitor_reads_why_there_is_no_gpu(zero: ZeroGPUEngine, spaces: Fake
     with pytest.raises(DeviceError, match=r"30s requested vs\. 4s left"):
         zero.attention(request_for)
     folder = Path(request_for.video).parent
-    callbacks = Callbacks(zero, zero.settings, folder, folder)
+    api = Api(Runs(zero, zero.settings, folder, folder))
     with pytest.raises(Error, match=r"30s requested vs\. 4s left"):
-        list(callbacks.compare(request_for.video, "What?", ["sharp"], 0.2, "tokens", 4, zero.default_model))
+        list(api.compare(request_for.video, "What?", ["sharp"], 0.2, "tokens", 4, zero.default_model))
 
 
 def test_a_worker_that_dies_is_told_as_such(

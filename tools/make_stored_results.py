@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sharp_demo.engine import Engine
-from sharp_demo.page.inputs import Example, load_examples
+from sharp_demo.page.examples import Example, load_examples
 from sharp_demo.page.stored import Stored, path_of, write_stored
 from sharp_demo.pruning.registry import method_class
 from sharp_demo.records import Decoded, Done, MethodSpec, Request, Started

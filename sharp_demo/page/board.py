@@ -1,4 +1,4 @@
-"""Folds the engine's events into the value of the token columns."""
+"""One run as the page shows it: folds the engine's events, for every mode, into plain data that it draws."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from sharp_demo.records import (
     MethodStarted,
     ModelInfo,
     Progress,
+    Request,
     Result,
     Started,
     Text,
@@ -59,6 +60,12 @@ class Column:
     result: Result | None = None
     tokens: dict[str, Any] | None = None
 
+    def picture(self, layout: Layout | None) -> dict[str, Any] | None:
+        """Return the result's `token_view`, made once and only where it is drawn; None without a result."""
+        if self.tokens is None and self.result is not None:
+            self.tokens = token_view(self.result, layout)
+        return self.tokens
+
 
 @dataclass
 class Board:
@@ -67,7 +74,8 @@ class Board:
     run: str = field(default_factory=lambda: uuid4().hex)
     phase: str = "idle"  # idle | waiting | running | done | stopped | error
     message: str = strings.IDLE
-    question: str = ""
+    detail: str = ""  # for a line without columns, which say the same: the method that runs, the first failure
+    request: Request | None = None
     query: str = ""  # the settings, for the page's address
     evidence: Sequence[Evidence] = ()
     columns: list[Column] = field(default_factory=list)
@@ -76,6 +84,7 @@ class Board:
     sprite_path: str = ""
     sampled: int = 0
     layout: Layout | None = None
+    stored: bool = False  # computed before, and not for this visitor
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -86,14 +95,24 @@ class Board:
         return cls(columns=columns)
 
     @classmethod
-    def waiting(cls, specs: Sequence[MethodSpec], message: str = strings.QUEUED) -> Board:
+    def waiting(cls, request: Request, message: str = strings.QUEUED) -> Board:
         """Return a board with every column cleared."""
-        return cls(phase="waiting", message=message, columns=[_column(spec, spec.title) for spec in specs])
+        columns = [_column(spec, spec.title) for spec in request.methods]
+        return cls(phase="waiting", message=message, request=request, columns=columns)
 
     @property
     def results(self) -> list[Result]:
         """Results so far, in column order."""
         return [column.result for column in self.columns if column.result is not None]
+
+    @property
+    def baseline(self) -> Result | None:
+        """Vanilla's result, unless it was stopped while it was answering."""
+        return next((one for one in self.results if one.method == "vanilla" and one.status == "done"), None)
+
+    @property
+    def over(self) -> bool:
+        return self.phase in ("done", "stopped", "error")
 
     @property
     def missing(self) -> tuple[dict[str, str], ...]:
@@ -108,44 +127,57 @@ class Board:
             if column.result is None
         )
 
+    def column(self, label: str) -> Column:
+        """Return the column of this label."""
+        return next(column for column in self.columns if column.label == label)
+
     def apply(self, event: Event) -> bool:
-        """Take in one event; return True when a result, and so the charts, changed."""
+        """Take in one event; return True when a method ended, and so tables and charts changed."""
         match event:
             case Started(request=request, model=model, labels=labels):
-                self.question = request.question
-                self.phase, self.message, self.model = "running", strings.STARTING, model
+                self.request, self.model = request, model
                 self.columns = [_column(spec, label) for spec, label in zip(request.methods, labels, strict=True)]
+                self._say(strings.STARTING)
             case Progress(message=message):
-                self.phase, self.message = "running", message
+                self._say(message)
             case Decoded(frames=frames, info=info, ms=ms):
                 self.sprite, self.sprite_path, self.sampled = make_sprite(frames), "", len(frames)
-                self.message = strings.decoded(len(frames), ms, info.get("decoder", ""))
+                self._say(strings.decoded(len(frames), ms, info.get("decoder", "")))
             case Encoded(layout=layout, tokens=tokens, ms=ms, cached=cached):
                 self.layout = layout
-                self.message = strings.encoded(tokens, ms, cached)
+                self._say(strings.encoded(tokens, ms, cached))
             case MethodStarted(label=label):
-                column = self._find(label)
+                column = self.column(label)
                 column.status, column.stage = "running", strings.RUNNING
+                self.detail = strings.step(self._ended() + 1, len(self.columns), label)
             case Text(label=label, text=text):
-                column = self._find(label)
+                column = self.column(label)
                 column.answer, column.stage = text, strings.ANSWERING
             case MethodDone(label=label, result=result):
-                self._finish(self._find(label), result)
+                column = self.column(label)
+                column.result, column.answer = result, result.answer
+                column.status = "stopped" if result.status == "stopped" else "done"
+                column.stage = strings.STOPPED if result.status == "stopped" else strings.DONE
                 return True
             case MethodFailed(label=label, kind=kind, message=message):
-                column = self._find(label)
+                column = self.column(label)
                 column.status, column.stage, column.kind, column.error = "error", strings.FAILED, kind, message
+                return True
             case Done():
                 self.close()
         return False
 
+    def start(self) -> None:
+        """Begin to run: what comes is told by the engine's events."""
+        self._say(strings.STARTING)
+
     def stop(self, message: str) -> None:
-        """Label every column that has no end yet as stopped."""
+        """Mark every column that has not ended as stopped, and the run with it, for this reason."""
         for column in self.columns:
             if column.status in ("waiting", "running"):
                 column.stage = strings.NOT_RUN if column.status == "waiting" else strings.STOPPED
                 column.status = "stopped"
-        self.phase, self.message = "stopped", message
+        self.phase, self.message, self.detail = "stopped", message, ""
 
     def fail(self, message: str) -> None:
         """End the whole run with an error."""
@@ -158,10 +190,21 @@ class Board:
         done, failed = (sum(column.status == status for column in self.columns) for status in ("done", "error"))
         stopped = done + failed < len(self.columns)
         message = strings.ended(done, len(self.columns), failed, seconds, self.model, stopped=stopped)
-        if stopped:
-            self.stop(message)
-            return
-        self.phase, self.message = "done" if done else "error", message
+        self.stop(message)
+        if not stopped:
+            self.phase = "done" if done else "error"
+        first = next((column.error for column in self.columns if column.status == "error"), "")
+        self.detail = f"{message} {first}" if first else ""
+
+    def status(self) -> dict[str, Any]:
+        """Return how far the run is, for a line with a progress bar."""
+        return {
+            "phase": self.phase,
+            "message": self.detail or self.message,
+            "done": self._ended(),
+            "of": len(self.columns),
+            "query": self.query,
+        }
 
     def value(self) -> dict[str, Any]:
         """Return the JSON that the page draws."""
@@ -170,10 +213,10 @@ class Board:
             "run": self.run,
             "phase": self.phase,
             "message": self.message,
-            "question": self.question,
+            "question": self.request.question if self.request else "",
             "query": self.query,
             "evidence": [vars(one) for one in self.evidence],
-            "clip": self._clip(),
+            "clip": self.clip() if self.results else None,
             "columns": [
                 {
                     "label": column.label,
@@ -188,25 +231,17 @@ class Board:
                     "figures": [vars(figure) for figure in figures_of(column.result, baseline)]
                     if column.result
                     else [],
-                    "tokens": column.tokens,
+                    "tokens": column.picture(self.layout),
                 }
                 for column in self.columns
             ],
         }
 
-    def _finish(self, column: Column, result: Result) -> None:
-        column.result, column.answer = result, result.answer
-        column.status = "stopped" if result.status == "stopped" else "done"
-        column.stage = strings.STOPPED if result.status == "stopped" else strings.DONE
-        column.tokens = token_view(result, self.layout)
-
-    def _find(self, label: str) -> Column:
-        return next(column for column in self.columns if column.label == label)
-
-    def _clip(self) -> dict[str, Any] | None:
-        if self.sprite is None or not self.sprite_path or not self.results:
+    def clip(self, layout: Layout | None = None) -> dict[str, Any] | None:
+        """Return the frames as the page draws them, of the run or of a result's own layout; None without frames."""
+        layout = layout or self.layout or next((result.layout for result in self.results), None)
+        if self.sprite is None or not self.sprite_path or layout is None:
             return None
-        layout = self.layout or self.results[0].layout
         return {
             "sprite": FileData(path=self.sprite_path, mime_type="image/jpeg").model_dump(),
             "per_row": self.sprite.per_row,
@@ -215,6 +250,12 @@ class Board:
             "shown": frame_of_clip(layout, self.sampled),
             "timestamps": list(layout.timestamps),
         }
+
+    def _say(self, message: str) -> None:
+        self.phase, self.message, self.detail = "running", message, ""
+
+    def _ended(self) -> int:
+        return sum(column.result is not None or column.status == "error" for column in self.columns)
 
     def _note(self, column: Column) -> str:
         parts = [column.settings]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any
 
@@ -29,24 +29,21 @@ def knob_field(method: str, name: str) -> Field[Any]:
     return next(knob for knob in fields(method_class(method)) if knob.name == name)
 
 
-def advanced_controls() -> list[gr.components.Component]:
-    """Create one control per entry of `KNOBS`, in that order, inside the current layout."""
-    return [_control(method, name) for method, name in KNOBS]
-
-
-def method_specs(methods: Sequence[str], values: Sequence[Any]) -> tuple[MethodSpec, ...]:
+def method_specs(methods: Sequence[str], values: Mapping[str, Any]) -> tuple[MethodSpec, ...]:
     """Return the chosen columns with the options that differ from their defaults.
 
-    `values` are those of `advanced_controls`, in the order of `KNOBS`.
+    `values` has those of `KNOBS` under names like `sharp.segm`; what it lacks stays at its default.
     """
     options: dict[str, dict[str, Any]] = {}
-    for (method, name), value in zip(KNOBS, values, strict=True):
+    for method, name in KNOBS:
+        value = values.get(f"{method}.{name}")
         if value is not None and value != knob_field(method, name).default:
             options.setdefault(method, {})[name] = value
     return tuple(MethodSpec(name, options.get(name, {}), method_class(name).title) for name in methods)
 
 
-def _control(method: str, name: str) -> gr.components.Component:
+def knob_control(method: str, name: str) -> gr.components.Component:
+    """Create the control of one knob inside the current layout."""
     knob = knob_field(method, name)
     label = f"{method_class(method).title}: {strings.KNOB_NAMES.get(name, name.replace('_', ' '))}"
     text = knob.metadata["help"]

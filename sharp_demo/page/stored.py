@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sharp_demo import strings
-from sharp_demo.page.board import Board, Column, token_view
-from sharp_demo.page.inputs import Example
+from sharp_demo.page.board import Board, Column
+from sharp_demo.page.examples import Example
 from sharp_demo.records import MethodSpec, ModelInfo, Request, Result
 from sharp_demo.views.overlay import Sprite
 
@@ -38,14 +38,14 @@ class Stored:
                 stage=strings.STORED,
                 answer=result.answer,
                 result=result,
-                tokens=token_view(result),
             )
             for result in self.results
         ]
         return Board(
             phase="done",
             message=strings.stored(self.model.name, self.model.device, self.model.dtype),
-            question=self.request.question,
+            request=replace(self.request, video=str(example.video)),
+            stored=True,
             evidence=example.evidence,
             columns=columns,
             model=self.model,

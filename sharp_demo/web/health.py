@@ -8,16 +8,18 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from sharp_demo import __version__
-from sharp_demo.engine import Engine
 from sharp_demo.settings import Settings
 from sharp_demo.web.uploads import UploadFolder
+
+if TYPE_CHECKING:
+    from sharp_demo.engine import Engine
 
 log = logging.getLogger(__name__)
 

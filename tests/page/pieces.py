@@ -11,12 +11,12 @@ import gradio as gr
 import numpy as np
 
 from sharp_demo.page.board import Board
-from sharp_demo.records import Decoded, MethodDone, MethodSpec, Result
+from sharp_demo.records import Decoded, MethodDone, MethodSpec, Request, Result
 
 
 def board_of(result: Result, sprite: str | None = None) -> dict[str, Any]:
     """A finished board of one result over four grey frames; the pictures are at `sprite`, or inline."""
-    board = Board.waiting([MethodSpec("sharp", {}, "Sharp")])
+    board = Board.waiting(Request("clip.mp4", "q", (MethodSpec("sharp", {}, "Sharp"),)))
     board.apply(Decoded(np.full((4, 48, 80, 3), 180, np.uint8), (0.0, 1.0, 2.0, 3.0), {}, 1.0))
     board.apply(MethodDone("Sharp", result))
     board.sprite_path = "frames.jpg"

@@ -12,7 +12,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from sharp_demo.engine import Engine
-from sharp_demo.page.callbacks import Callbacks
+from sharp_demo.page.api import Api
+from sharp_demo.page.runs import Runs
 from sharp_demo.settings import Settings
 
 pytestmark = pytest.mark.timeout(180)
@@ -116,8 +117,8 @@ def test_only_uploaded_files_are_read(server, path):
 
 def test_a_server_whose_answers_are_short_answers(clip, tmp_path):
     settings = Settings(model="tiny-llava-onevision", device="cpu", max_new_tokens=2)
-    callbacks = Callbacks(Engine(settings), settings, tmp_path, clip.parent)
-    *_, answer = callbacks.compare(str(clip), "What moves?", ["vanilla"], 1, "tokens", 4, None)
+    api = Api(Runs(Engine(settings), settings, tmp_path, clip.parent))
+    *_, answer = api.compare(str(clip), "What moves?", ["vanilla"], 1, "tokens", 4, None)
     assert answer["request"]["max_new_tokens"] == 2
     assert answer["results"][0]["answer_tokens"] <= 2
 

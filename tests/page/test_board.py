@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from sharp_demo import strings
 from sharp_demo.errors import InputError, MethodError, VideoError
 from sharp_demo.page.board import Board, token_view
 from sharp_demo.page.controls import KNOBS, knob_field, method_specs
-from sharp_demo.page.inputs import check_request, evidence_for, load_examples
+from sharp_demo.page.examples import evidence_for, load_examples
+from sharp_demo.page.inputs import Inputs
 from sharp_demo.pruning.registry import list_methods
 from sharp_demo.records import (
     Decoded,
@@ -30,7 +32,8 @@ from sharp_demo.web.server import is_foreign
 from tests.views.handmade import make_result
 
 SPECS = tuple(MethodSpec(name, {}, name.title()) for name in ("vanilla", "fastv", "sharp"))
-DEFAULTS = [knob_field(*knob).default for knob in KNOBS]
+DEFAULTS = {f"{method}.{name}": knob_field(method, name).default for method, name in KNOBS}
+ENGINE = SimpleNamespace(models=lambda: ["tiny"], default_model="tiny", example_model=None)
 
 
 def model(**over) -> ModelInfo:
@@ -40,8 +43,9 @@ def model(**over) -> ModelInfo:
 
 
 def started(**over) -> Board:
-    board = Board.waiting(SPECS)
-    board.apply(Started(Request("clip.mp4", "q", SPECS), model(**over), tuple(spec.title for spec in SPECS)))
+    request = Request("clip.mp4", "q", SPECS)
+    board = Board.waiting(request)
+    board.apply(Started(request, model(**over), tuple(spec.title for spec in SPECS)))
     return board
 
 
@@ -74,6 +78,21 @@ def test_stopped_run_leaves_no_column_without_a_label():
     assert [column["status"] for column in board.value()["columns"]] == ["stopped"] * 3
     assert columns(board)["Sharp"]["stage"] == strings.NOT_RUN
     assert board.phase == "stopped"
+
+
+def test_the_line_of_a_run_says_which_method_runs_and_what_failed():
+    board = started()
+    board.apply(MethodStarted("Vanilla", "vanilla", {}))
+    assert board.status()["message"] == strings.step(1, 3, "Vanilla")
+    assert board.message == strings.STARTING, "the columns say by themselves which one runs"
+    board.apply(MethodDone("Vanilla", make_result("vanilla")))
+    board.apply(MethodStarted("Fastv", "fastv", {}))
+    assert (board.status()["message"], board.status()["done"]) == (strings.step(2, 3, "Fastv"), 1)
+    board.apply(MethodFailed("Fastv", "out_of_memory", "Too many frames."))
+    board.apply(MethodDone("Sharp", make_result("sharp")))
+    board.apply(Done((), ()))
+    assert board.status()["message"] == f"{board.message} Too many frames."
+    assert (board.status()["done"], board.status()["of"]) == (3, 3)
 
 
 @pytest.mark.parametrize(
@@ -170,10 +189,7 @@ def test_frames_are_sent_once_as_a_file_and_only_with_results():
 
 def test_only_changed_knobs_become_options():
     assert [spec.options for spec in method_specs(["vanilla", "sharp"], DEFAULTS)] == [{}, {}]
-    values = list(DEFAULTS)
-    values[KNOBS.index(("sharp", "posc"))] = False
-    values[KNOBS.index(("fastv", "layer"))] = 3
-    sharp, fastv = method_specs(["sharp", "fastv"], values)
+    sharp, fastv = method_specs(["sharp", "fastv"], {**DEFAULTS, "sharp.posc": False, "fastv.layer": 3})
     assert sharp.options == {"posc": False}
     assert fastv.options == {"layer": 3}
 
@@ -188,8 +204,8 @@ def checked(folder, **over):
     clip = folder / "clip.mp4"
     clip.write_bytes(b"x")
     values = {"video": str(clip), "question": " Why? ", "methods": SPECS, "retention": 0.2, "match": "tokens"}
-    more = {"frames": 0, "model": None, "models": ["tiny"], "allowed": [folder], "settings": Settings()}
-    return check_request(**{**values, **more, **over})
+    more = {"frames": 0, "model": None, "max_new_tokens": 64}
+    return Inputs(ENGINE, Settings(), [folder]).check(**{**values, **more, **over})
 
 
 def test_a_good_request_passes(tmp_path):

@@ -13,7 +13,7 @@ import gradio as gr
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from sharp_demo.page.tokens import example_row, plain_text, token_columns
+from sharp_demo.page.components import example_row, plain_text, token_columns
 from tests.page.pieces import served
 from tests.serving import ENDLESS
 

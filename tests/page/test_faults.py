@@ -9,62 +9,64 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import urlsplit
 
+import gradio as gr
 import pytest
 from gradio.exceptions import Error
 
 from sharp_demo import engine as engine_module
 from sharp_demo import strings
 from sharp_demo.engine import DEVICE_LOST, Engine
-from sharp_demo.page import callbacks as callbacks_module
-from sharp_demo.page.callbacks import Callbacks
+from sharp_demo.page import runs as runs_module
+from sharp_demo.page.api import Api
+from sharp_demo.page.runs import Controls, Runs
+from sharp_demo.page.tabs.compare import Compare
 from sharp_demo.records import MethodSpec, Request
 from sharp_demo.settings import Settings
 from sharp_demo.web.health import EXIT_DEVICE_LOST
 from tests.page.test_api import call, file_data, upload
 from tests.serving import serving
 
-CALLER = SimpleNamespace(session_hash="page")
-
 
 @pytest.fixture
-def callbacks(cpu_settings: Settings, tiny_llava_folder: Path, clip: Path, tmp_path: Path, monkeypatch) -> Callbacks:
-    """The page's callbacks on a tiny model; `run` asks about the clip."""
+def compare(cpu_settings: Settings, tiny_llava_folder: Path, clip: Path, tmp_path: Path, monkeypatch) -> Compare:
+    """The comparison on a tiny model; it asks about the clip, whatever its inputs are."""
     settings = cpu_settings.model_copy(update={"model": str(tiny_llava_folder)})
-    callbacks = Callbacks(Engine(settings), settings, tmp_path / "cache", clip.parent)
+    runs = Runs(Engine(settings), settings, tmp_path / "cache", clip.parent)
+    with gr.Blocks():
+        compare = Compare(runs, Controls.create("Run"))
     request = Request(
         str(clip), "What moves?", (MethodSpec("vanilla"), MethodSpec("sharp")), frames=4, max_new_tokens=3
     )
-    monkeypatch.setattr(callbacks, "request_of", lambda inputs: request)
-    return callbacks
+    monkeypatch.setattr(runs.inputs, "request", lambda values: request)
+    return compare
 
 
-def run(callbacks: Callbacks) -> tuple[dict, str]:
+def run(compare: Compare) -> tuple[dict, str]:
     """Run to the end; return the board as it was shown last, and what was raised."""
     shown, said = {}, ""
     try:
-        for outputs in callbacks.run(CALLER):
-            shown = outputs[0]
+        for updates in compare.runs.run(compare, {}, "page"):
+            shown = updates[compare.status]
     except Error as error:
         said = error.message
     return shown, said
 
 
-def assert_whole(callbacks: Callbacks) -> None:
-    shown, said = run(callbacks)
+def assert_whole(compare: Compare) -> None:
+    shown, said = run(compare)
     assert (shown["phase"], said) == ("done", "")
     assert [column["status"] for column in shown["columns"]] == ["done", "done"]
 
 
-def test_a_fault_of_ours_names_the_run_and_not_the_fault(callbacks, monkeypatch, caplog):
+def test_a_fault_of_ours_names_the_run_and_not_the_fault(compare, monkeypatch, caplog):
     def fail(*args, **kwargs):
         raise RuntimeError("a secret in /etc")
 
     with monkeypatch.context() as patch:
         patch.setattr(engine_module, "encode_video", fail)
-        shown, said = run(callbacks)
+        shown, said = run(compare)
     assert shown["phase"] == "error"
     assert shown["message"] == said
     assert "secret" not in said
@@ -72,30 +74,30 @@ def test_a_fault_of_ours_names_the_run_and_not_the_fault(callbacks, monkeypatch,
     assert said == strings.internal(number)
     assert number in caplog.text
     assert "a secret in /etc" in caplog.text, "the log has the details"
-    assert_whole(callbacks)
+    assert_whole(compare)
 
 
-def test_a_disk_that_fills_up_during_a_run_is_said(callbacks, monkeypatch):
+def test_a_disk_that_fills_up_during_a_run_is_said(compare, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks_module, "save_bytes_to_cache", full)
-        shown, said = run(callbacks)
+        patch.setattr(runs_module, "save_bytes_to_cache", full)
+        shown, said = run(compare)
     assert (shown["phase"], said) == ("error", strings.NO_DISK)
-    assert_whole(callbacks)
+    assert_whole(compare)
 
 
-def test_a_run_that_takes_too_long_is_stopped_and_says_so(callbacks, monkeypatch, caplog):
+def test_a_run_that_takes_too_long_is_stopped_and_says_so(compare, monkeypatch, caplog):
     with monkeypatch.context() as patch, caplog.at_level("INFO", "sharp_demo.logs"):
-        patch.setattr(callbacks, "settings", callbacks.settings.model_copy(update={"run_timeout_s": 1e-9}))
-        shown, said = run(callbacks)
+        patch.setattr(compare.runs, "settings", compare.runs.settings.model_copy(update={"run_timeout_s": 1e-9}))
+        shown, said = run(compare)
     assert (shown["phase"], shown["message"], said) == ("stopped", strings.timed_out(1e-9), "")
     assert 'outcome="timed out"' in caplog.text
-    assert_whole(callbacks)
+    assert_whole(compare)
 
 
-def test_the_api_tells_as_much_and_no_more(callbacks, clip, monkeypatch):
+def test_the_api_tells_as_much_and_no_more(compare, clip, monkeypatch):
     inputs = (str(clip), "What moves?", ["vanilla"], 0.5, "tokens", 4, None)
 
     def fail(*args, **kwargs):
@@ -104,10 +106,10 @@ def test_the_api_tells_as_much_and_no_more(callbacks, clip, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(engine_module, "encode_video", fail)
         with pytest.raises(Error) as failed:
-            list(callbacks.compare(*inputs))
+            list(Api(compare.runs).compare(*inputs))
     assert failed.value.message.startswith("Something broke on our side")
     assert "secret" not in failed.value.message
-    assert len(list(callbacks.compare(*inputs))[-1]["results"]) == 1
+    assert len(list(Api(compare.runs).compare(*inputs))[-1]["results"]) == 1
 
 
 def health(server: str) -> tuple[int, dict]:

@@ -11,11 +11,12 @@ import pytest
 from playwright.sync_api import expect
 
 from sharp_demo.engine import Engine
-from sharp_demo.page.inputs import load_examples
+from sharp_demo.page.examples import load_examples
 from sharp_demo.page.stored import path_of, read_stored, write_stored
-from sharp_demo.page.tabs.kiosk import paths_in, wipe_files
+from sharp_demo.page.tabs.kiosk import wipe_files
 from sharp_demo.records import Done, MethodStarted
 from sharp_demo.settings import Settings
+from sharp_demo.web.queue import paths_in
 from tests.page.test_browser import browser, run, watched  # noqa: F401
 from tests.serving import serving
 

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from sharp_demo import strings
-from sharp_demo.page.tokens import token_columns
+from sharp_demo.page.components import token_columns
 from sharp_demo.records import Result
 from tests.page.pieces import board_of, served
 from tests.page.test_browser import RUN_MS, Watched, browser, pictures, pictures_of, run, saved_json, watched

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 from urllib.parse import parse_qsl
 
 import gradio as gr
@@ -14,39 +15,50 @@ from gradio_client import Client
 
 from sharp_demo.page.api_examples import curl_example, python_example
 from sharp_demo.page.controls import KNOBS, knob_field
-from sharp_demo.page.inputs import load_examples
-from sharp_demo.page.link import CHOICES, NAMES, inputs_of, query_of
+from sharp_demo.page.inputs import Inputs
 from sharp_demo.settings import Settings
 
 SETTINGS = Settings()
-EXAMPLES = load_examples(SETTINGS)
 MODELS = ["tiny-llava-onevision", "tiny-qwen2-vl"]
-KNOB_VALUES = [knob_field(*knob).default for knob in KNOBS]
-INPUTS = [str(EXAMPLES[1].video), "Why? & <b>", "tiny-qwen2-vl", ["vanilla", "sharp"], 15, "flops", 8, 20, 3]
+INPUTS = Inputs(SimpleNamespace(models=lambda: MODELS, default_model=MODELS[0], example_model=None), SETTINGS, ())
+VALUES = {
+    "video": str(INPUTS.examples[1].video),
+    "question": "Why? & <b>",
+    "methods": ["vanilla", "sharp"],
+    "retention": 15,
+    "match": "flops",
+    "frames": 8,
+    "model": "tiny-qwen2-vl",
+    "max_new_tokens": 20,
+    "seed": 3,
+    **{f"{method}.{name}": knob_field(method, name).default for method, name in KNOBS},
+}
 
 
-def read(**query: str) -> tuple[dict, list[str]]:
-    values, wrong = inputs_of(query, MODELS, EXAMPLES, SETTINGS)
-    names = (*NAMES, *CHOICES)
-    return {name: value for name, value in zip(names, values, strict=True) if value != gr.skip()}, wrong
-
-
-def test_what_a_link_says_is_what_was_set():
-    knobs = list(KNOB_VALUES)
-    knobs[KNOBS.index(("sharp", "posc"))] = False
-    knobs[KNOBS.index(("sharp", "penalty"))] = 0.25
-    query = dict(parse_qsl(query_of([*INPUTS, *knobs], EXAMPLES, mode="ablate", plan="both", steps="coarse")))
-    values, wrong = inputs_of(query, MODELS, EXAMPLES, SETTINGS)
-    assert values == [*INPUTS, *knobs, "ablate", "both", "coarse"]
-    assert not wrong
+@pytest.mark.parametrize(
+    ("mode", "own"), [("compare", {}), ("ablate", {"plan": "both"}), ("sweep", {"steps": "coarse"}), ("walk", {})]
+)
+def test_what_a_link_says_is_what_was_set(mode, own):
+    values = {**VALUES, "sharp.posc": False, "sharp.penalty": 0.25, **own}
+    query = dict(parse_qsl(INPUTS.query(values, mode)))
+    assert INPUTS.read(query) == ({**values, **({} if mode == "compare" else {"mode": mode})}, [])
 
 
 def test_an_upload_has_no_place_in_a_link(tmp_path):
     upload = tmp_path / "mine.mp4"
     upload.write_bytes(b"x")
-    query = query_of([str(upload), *INPUTS[1:], *KNOB_VALUES], EXAMPLES)
+    query = INPUTS.query({**VALUES, "video": str(upload)})
     assert "example" not in query
     assert "mine" not in query
+
+
+def test_every_input_has_one_name_in_page_link_and_api():
+    with gr.Blocks():
+        for one in INPUTS.all:
+            INPUTS.place(one.name)
+        assert {"plan", "steps"} == set(INPUTS.of("ablate")) ^ set(INPUTS.of("sweep"))
+        assert list(INPUTS.public()) == ["video", "question", "methods", "retention", "match", "frames", "model"]
+    assert set(INPUTS.of("compare")) == set(VALUES)
 
 
 @pytest.mark.parametrize(
@@ -76,13 +88,13 @@ def test_an_upload_has_no_place_in_a_link(tmp_path):
     ],
 )
 def test_what_a_link_gets_wrong_is_named_and_left_out(name, text):
-    values, wrong = read(**{name: text, "question": "Why?"} if name != "question" else {name: text})
+    values, wrong = INPUTS.read({"question": "Why?", name: text})
     assert wrong == [name]
     assert name not in values
 
 
 def test_names_nobody_knows_change_nothing():
-    assert read(__theme="dark", evil="1") == ({}, [])
+    assert INPUTS.read({"__theme": "dark", "evil": "1"}) == ({}, [])
 
 
 @pytest.mark.timeout(240)

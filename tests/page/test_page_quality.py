@@ -13,8 +13,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from sharp_demo import strings
-from sharp_demo.page.tabs.parts import component
-from sharp_demo.page.tokens import token_columns
+from sharp_demo.page.components import component, token_columns
 from sharp_demo.pruning.outcome import Role
 from sharp_demo.records import Result
 from tests.page.pieces import board_of, served

@@ -16,7 +16,7 @@ PACKAGE = Path(sharp_demo.__file__).parent
 FOLDERS = (PACKAGE / "page", PACKAGE / "web", PACKAGE / "views")
 ALLOWED = {
     "web/health.py": "the health report is for the operator's monitor, not for visitors",
-    "page/callbacks.py: timed out": "the outcome in the log's line of a run",
+    "page/runs.py: timed out": "the outcome in the log's line of a run",
     "page/theme.py: Segoe UI": "the name of a font",
     **dict.fromkeys(
         (f"page/tabs/ablate.py: {row}" for row in ("segm posc regd", "posc regd", "segm posc", "segm regd")),

@@ -38,8 +38,8 @@ def slow(*inputs):
     time.sleep({STEP_S})
     return step(*inputs)
 e.decode_step, e.end_tokens = slow, lambda *inputs: set()
-import sharp_demo.page.callbacks as c
-c.LISTEN_S = {LISTEN_S}
+import sharp_demo.page.runs as r
+r.LISTEN_S = {LISTEN_S}
 import app
 app.main()
 """

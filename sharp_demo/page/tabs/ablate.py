@@ -1,8 +1,8 @@
-"""Ablate: ShaRP's modules and its scoring layer switched on and off on the same clip, vanilla beside."""
+"""Ablate: ShaRP's modules and its scoring layer switched on and off on the same clip, next to vanilla."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -11,11 +11,12 @@ import gradio as gr
 
 from sharp_demo import strings
 from sharp_demo.page.board import Board
-from sharp_demo.page.callbacks import Callbacks
-from sharp_demo.page.controls import KNOBS, method_specs
-from sharp_demo.page.tabs.parts import METHODS_INPUT, Collected, Controls, data_table, status_line, stream, wire
-from sharp_demo.page.tokens import token_columns
-from sharp_demo.records import Event, MethodSpec, Request, Result
+from sharp_demo.page.components import token_columns
+from sharp_demo.page.controls import method_specs
+from sharp_demo.page.inputs import Values
+from sharp_demo.page.runs import Mode, Runs, Updates
+from sharp_demo.page.tabs.parts import data_table, mode_buttons, open_cell, status_line
+from sharp_demo.records import MethodSpec, Request, Result
 from sharp_demo.views.colors import method_color
 from sharp_demo.views.summary import format_ms, same_answer
 
@@ -55,61 +56,68 @@ def ablation_request(request: Request, plan: str, options: Mapping[str, Any]) ->
     return replace(request, methods=tuple(specs))
 
 
-class AblateView(Collected):
-    """The table of switches and the token columns of one ablation."""
+class Ablate(Mode):
+    """The table of switches and the token columns of one ablation; lays the tab out in the current layout."""
 
-    def __init__(self, request: Request, callbacks: Callbacks, session: str | None) -> None:
-        super().__init__(total=len(request.methods))
-        self.specs = request.methods
-        self.callbacks, self.session = callbacks, session
-        self.board = Board.waiting(request.methods, strings.STARTING)
+    name = "ablate"
 
-    def apply(self, event: Event) -> bool:
-        super().apply(event)
-        self.board.apply(event)
-        self.callbacks.store_sprite(self.board, self.session)
-        return True
+    def __init__(self, runs: Runs) -> None:
+        self.runs = runs
+        gr.Markdown(strings.ABLATE_HELP)
+        with gr.Row(elem_classes="mode-controls"):
+            runs.inputs.place("plan")
+            self.controls = mode_buttons(self.name, strings.ABLATE_RUN)
+        self.status = status_line(strings.ABLATE_IDLE, elem_id="ablate-status")
+        self.table = data_table(elem_id="ablate-table")
+        self.columns = token_columns(None, elem_id="ablate-columns", elem_classes="mode-part")
+        self.outputs = [self.table, self.columns]
 
-    def outputs(self) -> list[Any]:
-        if self.status.phase in ("stopped", "error"):
-            self.board.stop(self.status.message)
-        value = self.board.value()
+    def request(self, values: Values) -> Request:
+        (sharp,) = method_specs(("sharp",), values)
+        known = {name for _, name in strings.ABLATE_CHOICES}
+        plan = values["plan"] if values["plan"] in known else "one"
+        # The comparison's own methods do not matter here, and none may be ticked.
+        return ablation_request(self.runs.inputs.request({**values, "methods": ["vanilla"]}), plan, sharp.options)
+
+    def live(self, board: Board) -> Updates:
+        value = board.value()
         for column in value["columns"]:
             column["note"] = ""  # the table above says which switches are on
-        return [self.table(), value]
+        return {**super().live(board), self.columns: value}
 
-    def idle(self) -> list[Any]:
-        return [gr.skip(), gr.skip()]
+    def results(self, board: Board) -> Updates:
+        return {self.table: ablation_table(board)}
 
-    def table(self) -> dict[str, Any]:
-        """One row per setting: the switches, the answer, and how far the kept tokens are those of all switches on."""
-        results = {result.label: result for result in self.results if result.status == "done"}
-        whole = next((one for one in results.values() if one.method == "sharp"), None)
-        rows = []
-        for spec in self.specs:
-            result = results.get(spec.title)
-            cells: list[Any] = [{"text": spec.title, "color": method_color(spec.name)}]
-            cells += [_switch(spec, switch) for switch in SWITCHES]
-            cells += self._outcome(result, whole) if result else [self.missing(spec.title)] * 5
-            rows.append(cells)
-        return {"caption": strings.ABLATE_CAPTION, "head": strings.ABLATE_HEAD, "rows": rows}
 
-    def _outcome(self, result: Result, whole: Result | None) -> list[Any]:
-        baseline = self.baseline
-        same = baseline is not None and same_answer(result.answer, baseline.answer)
-        answer = result.answer.strip() or strings.EMPTY_ANSWER
-        sure = result.first_token_prob
-        pruned = result.method == "sharp" and whole is not None
-        return [
-            {
-                "text": answer if same or baseline is None else f"✗ {answer}",
-                "kind": "open" if baseline is None else "same" if same else "differs",
-            },
-            _number("" if sure is None else f"{sure:.3f}"),
-            _number(strings.percent(common(result, whole)) if pruned and whole else ""),
-            _number(f"{sum(map(bool, result.kept))} / {result.layout.frames}"),
-            _number(format_ms(result.latency_ms.prefill)),
-        ]
+def ablation_table(board: Board) -> dict[str, Any]:
+    """One row per setting: the switches, the answer, and how far the kept tokens are those of all switches on."""
+    results = {result.label: result for result in board.results if result.status == "done"}
+    whole = next((one for one in results.values() if one.method == "sharp"), None)
+    rows = []
+    for spec in board.request.methods if board.request else ():
+        result = results.get(spec.title)
+        cells: list[Any] = [{"text": spec.title, "color": method_color(spec.name)}]
+        cells += [_switch(spec, switch) for switch in SWITCHES]
+        cells += _outcome(result, board.baseline, whole) if result else [open_cell(board, spec.title)] * 5
+        rows.append(cells)
+    return {"caption": strings.ABLATE_CAPTION, "head": strings.ABLATE_HEAD, "rows": rows}
+
+
+def _outcome(result: Result, baseline: Result | None, whole: Result | None) -> list[Any]:
+    same = baseline is not None and same_answer(result.answer, baseline.answer)
+    answer = result.answer.strip() or strings.EMPTY_ANSWER
+    sure = result.first_token_prob
+    pruned = result.method == "sharp" and whole is not None
+    return [
+        {
+            "text": answer if same or baseline is None else f"✗ {answer}",
+            "kind": "open" if baseline is None else "same" if same else "differs",
+        },
+        _number("" if sure is None else f"{sure:.3f}"),
+        _number(strings.percent(common(result, whole)) if pruned and whole else ""),
+        _number(f"{sum(map(bool, result.kept))} / {result.layout.frames}"),
+        _number(format_ms(result.latency_ms.prefill)),
+    ]
 
 
 def common(result: Result, other: Result) -> float:
@@ -129,32 +137,3 @@ def _switch(spec: MethodSpec, switch: str) -> dict[str, str]:
 
 def _number(text: str) -> dict[str, str]:
     return {"text": text, "kind": "number"}
-
-
-def build_ablate(callbacks: Callbacks, inputs: Sequence[Any]) -> list[gr.Radio]:
-    """Add the mode's controls and outputs to the current layout, wired to the shared inputs; return its own inputs."""
-    gr.Markdown(strings.ABLATE_HELP)
-    with gr.Row(elem_classes="mode-controls"):
-        plan = gr.Radio(strings.ABLATE_CHOICES, value="one", label=strings.ABLATE_PLAN, elem_id="ablate-plan")
-        controls = Controls.create("ablate", strings.ABLATE_RUN)
-    status = status_line(strings.ABLATE_IDLE, elem_id="ablate-status")
-    table = data_table(elem_id="ablate-table")
-    columns = token_columns(None, elem_id="ablate-columns", elem_classes="mode-part")
-
-    def request_of(values: Sequence[Any]) -> Request:
-        *page, chosen = values
-        (sharp,) = method_specs(("sharp",), page[-len(KNOBS) :])
-        known = {name for _, name in strings.ABLATE_CHOICES}
-        # The comparison's own methods do not matter here, and none may be ticked.
-        page[METHODS_INPUT] = ["vanilla"]
-        return ablation_request(callbacks.request_of(page), chosen if chosen in known else "one", sharp.options)
-
-    def query(values: Sequence[Any]) -> str:
-        *page, chosen = values
-        return callbacks.query(page, mode="ablate", plan=chosen)
-
-    def run(request: Request, caller: gr.Request) -> Iterator[list[Any]]:
-        yield from stream(callbacks, request, AblateView(request, callbacks, caller.session_hash), caller)
-
-    wire(callbacks, controls, status, [*inputs, plan], [table, columns], request_of, query, run)
-    return [plan]

@@ -8,7 +8,8 @@ from typing import Any
 import gradio as gr
 
 from sharp_demo import strings
-from sharp_demo.page.tabs.parts import HIDDEN, data_table
+from sharp_demo.page.runs import HIDDEN
+from sharp_demo.page.tabs.parts import data_table
 from sharp_demo.pruning.registry import list_methods, method_class
 from sharp_demo.settings import Settings
 from sharp_demo.views.benchmark import Measured, load_benchmark

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
 
 from sharp_demo import strings
 from sharp_demo.errors import MethodError
-from sharp_demo.page.callbacks import Callbacks
-from sharp_demo.page.tabs.parts import Collected, Controls, Status, data_table, status_line, stream, wire
+from sharp_demo.page.board import Board
+from sharp_demo.page.inputs import Values
+from sharp_demo.page.runs import Mode, Runs, Updates
+from sharp_demo.page.tabs.parts import data_table, mode_buttons, open_cell, status_line
 from sharp_demo.pruning.registry import method_class
-from sharp_demo.records import Event, MethodSpec, Request
+from sharp_demo.records import MethodSpec, Request
 from sharp_demo.views.colors import method_color
 from sharp_demo.views.sweep import Point, point_of, probability_by_retention, verdict
 
@@ -37,65 +39,89 @@ def sweep_request(request: Request, steps: Sequence[float]) -> Request:
     return replace(request, methods=tuple(specs), prefills=1)
 
 
-class SweepView(Collected):
-    """The table and the plot of one sweep."""
+class Sweep(Mode):
+    """The table and the plot of one sweep; lays the tab out in the current layout."""
 
-    def __init__(self, request: Request) -> None:
-        super().__init__(total=len(request.methods), status=Status())
-        self.specs = {spec.title: spec for spec in request.methods}
-        pruned = [spec for spec in request.methods if spec.name != "vanilla"]
-        self.steps = list(dict.fromkeys([1.0, *(spec.retention or 1.0 for spec in pruned)]))
-        self.series = list(dict.fromkeys((self._name(spec), spec.name) for spec in pruned))
-        self.points: dict[str, list[Point]] = {label: [] for label, _ in self.series}
+    name = "sweep"
 
-    @staticmethod
-    def _name(spec: MethodSpec) -> str:
-        return spec.title.removesuffix(strings.at_share("", spec.retention or 1.0))
+    def __init__(self, runs: Runs) -> None:
+        self.runs = runs
+        gr.Markdown(strings.SWEEP_HELP)
+        with gr.Row(elem_classes="mode-controls"):
+            runs.inputs.place("steps")
+            self.controls = mode_buttons(self.name, strings.SWEEP_RUN)
+        self.status = status_line(strings.SWEEP_IDLE, elem_id="sweep-status")
+        self.table = data_table(elem_id="sweep-table")
+        self.plot = gr.Plot(visible=False, show_label=False, elem_id="sweep-plot")
+        self.outputs = [self.table, self.plot]
 
-    def apply(self, event: Event) -> bool:
-        changed = super().apply(event)
-        baseline = self.baseline
-        if changed and baseline is not None:
-            self.points = {label: [point_of(baseline, 1.0, baseline)] for label, _ in self.series}
-            for result in self.results:
-                spec = self.specs[result.label]
-                if spec.retention is not None and result.status == "done":
-                    self.points[self._name(spec)].append(point_of(result, spec.retention, baseline))
-        return changed
+    def request(self, values: Values) -> Request:
+        steps = STEPS["coarse" if values["steps"] == "coarse" else "fine"]
+        return sweep_request(self.runs.inputs.request(values), steps)
 
-    def outputs(self) -> list[Any]:
-        series = [(label, method, self.points[label]) for label, method in self.series]
-        plot = probability_by_retention(series) if self.baseline is not None else None
-        return [self.table(), gr.Plot(plot, visible=plot is not None)]
+    def results(self, board: Board) -> Updates:
+        lines = lines_of(board)
+        shown = board.baseline is not None
+        plot = probability_by_retention([(line.label, line.method, line.points) for line in lines]) if shown else None
+        return {self.table: sweep_table(board, lines), self.plot: gr.Plot(plot, visible=shown)}
 
-    def _unknown(self) -> str:
-        return "…" if self.status.phase == "running" else strings.NO_VERDICT
 
-    def idle(self) -> list[Any]:
-        return [gr.skip(), gr.skip()]
+@dataclass(frozen=True)
+class Line:
+    """One method of a sweep, and its points so far; none without vanilla's answer."""
 
-    def table(self) -> dict[str, Any]:
-        """One row per method: its verdict, then one cell per retention."""
-        baseline = self.baseline
-        caption = strings.sweep_caption(baseline.answer, baseline.tokens.visual) if baseline else ""
-        answers = {result.label: result.answer for result in self.results if result.status == "done"}
-        vanilla = next(title for title, spec in self.specs.items() if spec.name == "vanilla")
-        rows = []
-        for label, method in self.series:
-            points = {point.retention: point for point in self.points[label]}
-            found = strings.verdict(verdict(list(points.values()))) if len(points) > 1 else self._unknown()
-            cells: list[Any] = [{"text": label, "color": method_color(method), "note": found}]
-            for step in self.steps:
-                point, own = points.get(step), strings.at_share(label, step) if step < 1 else vanilla
-                if point is not None:
-                    cells.append(_cell(point))
-                elif own in answers:  # without vanilla's answer it is neither the same nor another
-                    cells.append({"text": answers[own].strip() or strings.EMPTY_ANSWER, "kind": "open"})
-                else:
-                    cells.append(self.missing(own))
-            rows.append(cells)
-        head = [strings.METHOD, *(strings.percent(step) for step in self.steps)]
-        return {"caption": caption, "head": head, "rows": rows}
+    label: str
+    method: str
+    points: list[Point]
+
+
+def lines_of(board: Board) -> list[Line]:
+    """Return one line per method of a sweep's board, in the order of its request."""
+    specs = {spec.title: spec for spec in _pruned(board)}
+    lines = {_name(spec): Line(_name(spec), spec.name, []) for spec in specs.values()}
+    baseline = board.baseline
+    if baseline is not None:
+        for line in lines.values():
+            line.points.append(point_of(baseline, 1.0, baseline))
+        for result in board.results:
+            spec = specs.get(result.label)
+            if spec is not None and spec.retention is not None and result.status == "done":
+                lines[_name(spec)].points.append(point_of(result, spec.retention, baseline))
+    return list(lines.values())
+
+
+def sweep_table(board: Board, lines: Sequence[Line]) -> dict[str, Any]:
+    """One row per method: its verdict, then one cell per retention."""
+    baseline = board.baseline
+    steps = list(dict.fromkeys([1.0, *(spec.retention or 1.0 for spec in _pruned(board))]))
+    caption = strings.sweep_caption(baseline.answer, baseline.tokens.visual) if baseline else ""
+    answers = {result.label: result.answer for result in board.results if result.status == "done"}
+    vanilla = method_class("vanilla").title
+    unknown = "…" if board.phase == "running" else strings.NO_VERDICT
+    rows = []
+    for line in lines:
+        points = {point.retention: point for point in line.points}
+        found = strings.verdict(verdict(line.points)) if len(points) > 1 else unknown
+        cells: list[Any] = [{"text": line.label, "color": method_color(line.method), "note": found}]
+        for step in steps:
+            point, own = points.get(step), strings.at_share(line.label, step) if step < 1 else vanilla
+            if point is not None:
+                cells.append(_cell(point))
+            elif own in answers:  # without vanilla's answer it is neither the same nor another
+                cells.append({"text": answers[own].strip() or strings.EMPTY_ANSWER, "kind": "open"})
+            else:
+                cells.append(open_cell(board, own))
+        rows.append(cells)
+    head = [strings.METHOD, *(strings.percent(step) for step in steps)]
+    return {"caption": caption, "head": head, "rows": rows}
+
+
+def _pruned(board: Board) -> list[MethodSpec]:
+    return [spec for spec in (board.request.methods if board.request else ()) if spec.name != "vanilla"]
+
+
+def _name(spec: MethodSpec) -> str:
+    return spec.title.removesuffix(strings.at_share("", spec.retention or 1.0))
 
 
 def _cell(point: Point) -> dict[str, str]:
@@ -104,28 +130,3 @@ def _cell(point: Point) -> dict[str, str]:
     if point.same:
         return {"text": "✓", "kind": "same", **more}
     return {"text": f"✗ {point.answer.strip() or strings.EMPTY_ANSWER}", "kind": "differs", **more}
-
-
-def build_sweep(callbacks: Callbacks, inputs: Sequence[Any]) -> list[gr.Radio]:
-    """Add the mode's controls and outputs to the current layout, wired to the shared inputs; return its own inputs."""
-    gr.Markdown(strings.SWEEP_HELP)
-    with gr.Row(elem_classes="mode-controls"):
-        steps = gr.Radio(strings.SWEEP_CHOICES, value="fine", label=strings.SWEEP_STEPS, elem_id="sweep-steps")
-        controls = Controls.create("sweep", strings.SWEEP_RUN)
-    status = status_line(strings.SWEEP_IDLE, elem_id="sweep-status")
-    table = data_table(elem_id="sweep-table")
-    plot = gr.Plot(visible=False, show_label=False, elem_id="sweep-plot")
-
-    def request_of(values: Sequence[Any]) -> Request:
-        *page, chosen = values
-        return sweep_request(callbacks.request_of(page), STEPS["coarse" if chosen == "coarse" else "fine"])
-
-    def query(values: Sequence[Any]) -> str:
-        *page, chosen = values
-        return callbacks.query(page, mode="sweep", steps=chosen)
-
-    def run(request: Request, caller: gr.Request) -> Iterator[list[Any]]:
-        yield from stream(callbacks, request, SweepView(request), caller)
-
-    wire(callbacks, controls, status, [*inputs, steps], [table, plot], request_of, query, run)
-    return [steps]

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 import numpy as np
-from gradio.data_classes import FileData
 
 from sharp_demo import strings
 from sharp_demo.errors import MethodError
-from sharp_demo.page.callbacks import Callbacks
-from sharp_demo.page.controls import KNOBS, method_specs
+from sharp_demo.page.board import Board
+from sharp_demo.page.components import component
+from sharp_demo.page.controls import method_specs
+from sharp_demo.page.inputs import Values
+from sharp_demo.page.runs import Mode, Runs, Updates
 from sharp_demo.page.tabs.ablate import MODULES
-from sharp_demo.page.tabs.parts import METHODS_INPUT, Collected, Controls, component, status_line, stream, wire
+from sharp_demo.page.tabs.parts import mode_buttons, status_line
 from sharp_demo.records import MethodSpec, Request, Result
 from sharp_demo.views.figures import attention_per_frame
-from sharp_demo.views.overlay import encode, frame_of_clip
+from sharp_demo.views.overlay import encode
 from sharp_demo.views.summary import same_answer
 from sharp_demo.views.walkthrough import FATES, Walk, change_of, heat_of, steps_of, walk_of
 
 
-def walk_request(request: Request, options: dict[str, Any]) -> Request:
+def walk_request(request: Request, options: Mapping[str, Any]) -> Request:
     """Return the request for vanilla and a traced ShaRP with all modules on. Raises MethodError at 100 %."""
     if request.retention >= 1:
         raise MethodError(strings.WALK_FULL)
@@ -32,36 +34,39 @@ def walk_request(request: Request, options: dict[str, Any]) -> Request:
     return replace(request, methods=specs, prefills=1)
 
 
-class WalkView(Collected):
-    """The chapters and the plot of one walk."""
+class Walkthrough(Mode):
+    """The chapters and the plot of one walk; lays the tab out in the current layout."""
 
-    def __init__(self, request: Request, callbacks: Callbacks, session: str | None) -> None:
-        super().__init__(total=len(request.methods))
-        self.callbacks, self.session = callbacks, session
-        self.path = ""
+    name = "walk"
 
-    def outputs(self) -> list[Any]:
-        sharp = next((one for one in self.results if one.method == "sharp" and one.trace), None)
-        if sharp is None or self.sprite is None:
-            return [None, gr.Plot(visible=False)]
-        if not self.path:  # once: the browser may be reading the file when the next event comes
-            self.path = self.callbacks.save_frames(self.sprite, self.session)
+    def __init__(self, runs: Runs) -> None:
+        self.runs = runs
+        gr.Markdown(strings.WALK_HELP)
+        self.controls = mode_buttons(self.name, strings.WALK_RUN)
+        self.status = status_line(strings.WALK_IDLE, elem_id="walk-status")
+        self.story = component("walk", elem_id="walk-story", elem_classes="mode-part")
+        self.plot = gr.Plot(visible=False, show_label=False, elem_id="walk-plot")
+        self.outputs = [self.story, self.plot]
+
+    def request(self, values: Values) -> Request:
+        (sharp,) = method_specs(("sharp",), values)
+        return walk_request(self.runs.inputs.request({**values, "methods": ["vanilla"]}), sharp.options)
+
+    def results(self, board: Board) -> Updates:
+        sharp = next((one for one in board.results if one.method == "sharp" and one.trace), None)
+        clip = board.clip(sharp.layout) if sharp else None
+        if sharp is None or clip is None:
+            return {self.story: None, self.plot: gr.Plot(visible=False)}
         layout = sharp.layout
-        clip = {
-            "sprite": FileData(path=self.path, mime_type="image/jpeg").model_dump(),
-            "per_row": self.sprite.per_row,
-            "width": self.sprite.width,
-            "height": self.sprite.height,
-            "shown": frame_of_clip(layout, self.sampled),
-            "timestamps": list(layout.timestamps),
+        story = {
+            "clip": clip,
+            "frames": layout.frames,
+            "rows": layout.rows,
+            "cols": layout.cols,
+            "fates": strings.WALK_FATES,
+            "chapters": chapters_of(walk_of(sharp), sharp, board.baseline),
         }
-        grid = {"frames": layout.frames, "rows": layout.rows, "cols": layout.cols}
-        chapters = chapters_of(walk_of(sharp), sharp, self.baseline)
-        value = {"clip": clip, **grid, "fates": strings.WALK_FATES, "chapters": chapters}
-        return [value, gr.Plot(attention_per_frame(sharp), visible=True)]
-
-    def idle(self) -> list[Any]:
-        return [gr.skip(), gr.skip()]
+        return {self.story: story, self.plot: gr.Plot(attention_per_frame(sharp), visible=True)}
 
 
 def chapters_of(walk: Walk, result: Result, vanilla: Result | None) -> list[dict[str, Any]]:
@@ -107,27 +112,3 @@ def chapters_of(walk: Walk, result: Result, vanilla: Result | None) -> list[dict
 def _picture(picture: np.ndarray) -> dict[str, Any]:
     used = sorted(set(picture.tolist()))
     return {"codes": encode(picture), "heat": False, "fates": [FATES[code] for code in used]}
-
-
-def build_walk(callbacks: Callbacks, inputs: Sequence[Any]) -> list[gr.Radio]:
-    """Add the mode's controls and outputs to the current layout, wired to the shared inputs; it has none of its own."""
-    gr.Markdown(strings.WALK_HELP)
-    controls = Controls.create("walk", strings.WALK_RUN)
-    status = status_line(strings.WALK_IDLE, elem_id="walk-status")
-    story = component("walk", elem_id="walk-story", elem_classes="mode-part")
-    plot = gr.Plot(visible=False, show_label=False, elem_id="walk-plot")
-
-    def request_of(values: Sequence[Any]) -> Request:
-        page = list(values)
-        (sharp,) = method_specs(("sharp",), page[-len(KNOBS) :])
-        page[METHODS_INPUT] = ["vanilla"]
-        return walk_request(callbacks.request_of(page), dict(sharp.options))
-
-    def query(values: Sequence[Any]) -> str:
-        return callbacks.query(values, mode="walk")
-
-    def run(request: Request, caller: gr.Request) -> Iterator[list[Any]]:
-        yield from stream(callbacks, request, WalkView(request, callbacks, caller.session_hash), caller)
-
-    wire(callbacks, controls, status, inputs, [story, plot], request_of, query, run)
-    return []

@@ -28,16 +28,23 @@ def static_html(
     return gr.HTML(value, html_template=markup, js_on_load=script, css_template=css, apply_default_css=False, **kwargs)
 
 
+# Of the components whose scripts say something.
+WORDS: dict[str, Mapping[str, Any]] = {
+    "tokens": strings.THEATRE,
+    "walk": strings.WALK,
+    "table": {"table": strings.TABLE},
+}
+
+
+def component(name: str, value: Any = None, **kwargs: Any) -> gr.HTML:
+    """Return the component whose static markup, script and style are `name`.html, .js and .css."""
+    markup, script, css = ((HERE / kind / f"{name}.{kind}").read_text("utf-8") for kind in ("html", "js", "css"))
+    return static_html(value, markup=markup, script=script, css=css, words=WORDS.get(name), **kwargs)
+
+
 def token_columns(value: Any = None, **kwargs: Any) -> gr.HTML:
     """One card per method, the kept-token view over the frames, and the filmstrip; value: `Board.value()`."""
-    return static_html(
-        value,
-        markup=(HERE / "html" / "tokens.html").read_text("utf-8"),
-        script=(HERE / "js" / "tokens.js").read_text("utf-8"),
-        words=strings.THEATRE,
-        css=(HERE / "css" / "tokens.css").read_text("utf-8"),
-        **kwargs,
-    )
+    return component("tokens", value, **kwargs)
 
 
 PLAIN_SCRIPT = """

@@ -1,0 +1,224 @@
+"""Compare: the chosen methods side by side, the charts of their results, and what can be taken home."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+import plotly.graph_objects as go
+from gradio.exceptions import Error
+
+from sharp_demo import strings
+from sharp_demo.page.board import Board
+from sharp_demo.page.components import token_columns
+from sharp_demo.page.inputs import Values
+from sharp_demo.page.runs import HIDDEN, MODEL, Controls, Mode, Runs, Updates, problem_of, public
+from sharp_demo.records import AttentionMaps, Request, Result
+from sharp_demo.views import figures
+from sharp_demo.views.benchmark import load_benchmark
+from sharp_demo.views.evidence import Evidence
+from sharp_demo.views.overlay import Sprite
+from sharp_demo.views.report import comparison_dict, render_report
+
+KEEP_FILES_S = 3600
+# A download starts when its hidden button gets the file: the file is only written when someone asks for it.
+CLICK_JS = "() => setTimeout(() => document.querySelector('#{id}')?.click(), 150)"
+PICTURE_JS = "() => { window.dispatchEvent(new Event('sharp:picture')); }"
+# Browsers give pages that are served over plain HTTP from another machine no clipboard.
+COPY_JS = """() => {
+  (navigator.clipboard?.writeText(location.href) ?? Promise.reject()).catch(() => prompt("", location.href));
+}"""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended, for downloads and attention by layer."""
+
+    request: Request
+    results: tuple[Result, ...]
+    sprite: Sprite
+    evidence: tuple[Evidence, ...] = ()
+    attention: AttentionMaps | None = None
+    failed: tuple[dict[str, str], ...] = ()  # label, kind and message of methods without an answer
+    stored: bool = False
+
+
+class Compare(Mode):
+    """Lays the tab out in the current layout. `controls`: the page's own buttons, which stand with the inputs."""
+
+    name = "compare"
+
+    def __init__(self, runs: Runs, controls: Controls) -> None:
+        self.runs, self.controls = runs, controls
+        self.status = token_columns(Board.idle(runs.settings.methods).value(), elem_id="columns")
+        with gr.Column(visible=False) as self.section:
+            gr.Markdown(strings.SPEED_HELP)
+            with gr.Row():
+                self.speed, self.latency = _plots()
+            gr.Markdown(strings.ATTENTION_HELP)
+            with gr.Row():
+                self.kept, self.attention_plot = _plots()
+            self.by_layer = gr.Button(strings.BY_LAYER, size="sm", elem_id="by-layer")
+            # A slider of the browser's own: the one that plotly draws cannot be moved by keyboard.
+            self.layer = gr.Slider(0, 1, step=1, visible=False, label=strings.CHART_LAYERS_SLIDER, elem_id="layer")
+            with gr.Row():
+                self.layers = gr.Plot(visible=False, show_label=False, min_width=300, elem_id="layers")
+                self.layer_map = gr.Plot(visible=False, show_label=False, min_width=300, elem_id="layer-map")
+            gr.Markdown(strings.ACCURACY_HELP)
+            with gr.Row():
+                self.depth, self.accuracy = _plots()
+            self._downloads()
+        self.finished = gr.State(None, time_to_live=KEEP_FILES_S)
+        self.outputs = [
+            *(self.speed, self.latency, self.kept, self.attention_plot, self.depth, self.accuracy),
+            *(self.section, self.layer, self.layers, self.layer_map, self.finished),
+        ]
+        self._wire()
+
+    def request(self, values: Values) -> Request:
+        return self.runs.inputs.request(values)
+
+    def board(self, request: Request) -> Board:
+        board = Board.waiting(request)
+        board.evidence = self.runs.inputs.evidence(request)
+        return board
+
+    def told(self, board: Board) -> dict[str, Any]:
+        return board.value()
+
+    def results(self, board: Board) -> Updates:
+        finished = {self.finished: _finished(board)} if board.over or not board.results else {}
+        if not board.results:
+            hidden = {plot: gr.Plot(visible=False) for plot in (self.layers, self.layer_map)}
+            return {self.section: gr.Column(visible=False), self.layer: gr.Slider(visible=False), **hidden, **finished}
+        return {self.section: gr.Column(visible=True), **self._charts(board.results, board.evidence), **finished}
+
+    def stored(self, board: Board, session: str | None) -> Updates:
+        """Return the updates that show a run which ended before."""
+        self.runs.store_sprite(board, session)
+        return {**self.live(board), **self.results(board), **self.controls.when("idle")}
+
+    # -- what is done with a run that has ended ------------------------------------------------------------------
+
+    def attention(self, finished: Finished | None) -> Iterator[Updates]:
+        """Compute and draw the attention of every layer for the run on the page."""
+        finished = _needed(finished)
+        yield {self.by_layer: gr.Button(strings.BY_LAYER_BUSY, interactive=False)}
+        try:
+            maps = self.runs.engine.attention(finished.request, penalty_of(finished.results))
+        except Exception as error:
+            yield {self.by_layer: gr.Button(strings.BY_LAYER, interactive=True)}
+            raise Error(problem_of(error), print_exception=False) from None
+        last = len(maps.raw) - 1
+        yield {
+            self.layer: gr.Slider(value=min(figures.FIRST_LAYER_SHOWN, last), maximum=last, visible=True),
+            self.layers: gr.Plot(figures.attention_by_layer(maps, finished.evidence), visible=True),
+            self.layer_map: gr.Plot(figures.attention_map(maps, finished.evidence), visible=True),
+            self.finished: replace(finished, attention=maps),
+            self.by_layer: gr.Button(strings.BY_LAYER, interactive=True),
+        }
+
+    def one_layer(self, finished: Finished | None, layer: Any) -> Any:
+        """Draw the attention of another layer; nothing changes while there is none."""
+        if finished is None or finished.attention is None or not isinstance(layer, int | float):
+            return gr.skip()
+        return gr.Plot(figures.attention_by_layer(finished.attention, finished.evidence, int(layer)), visible=True)
+
+    def save_json(self, finished: Finished | None, caller: gr.Request) -> str:
+        """Write the comparison as JSON into the page's file cache and return its path."""
+        finished = _needed(finished)
+        data = comparison_dict(public(finished.request), finished.results, finished.failed, stored=finished.stored)
+        return self.runs.save(json.dumps(data, indent=1, default=str), "comparison.json", caller.session_hash)
+
+    def save_report(self, finished: Finished | None, caller: gr.Request) -> str:
+        """Write the HTML report into the page's file cache and return its path."""
+        finished = _needed(finished)
+        page = render_report(
+            public(finished.request),
+            finished.results,
+            finished.sprite,
+            finished.attention,
+            finished.evidence,
+            finished.failed,
+            stored=finished.stored,
+            benchmark=load_benchmark(self.runs.settings.assets),
+        )
+        return self.runs.save(page, "comparison.html", caller.session_hash)
+
+    # -- layout and wiring ---------------------------------------------------------------------------------------
+
+    def _downloads(self) -> None:
+        with gr.Row():
+            json_button = gr.Button(strings.JSON, size="sm", elem_id="save-json")
+            report_button = gr.Button(strings.REPORT, size="sm", elem_id="save-report")
+            picture = gr.Button(strings.PICTURE, size="sm", elem_id="save-picture")
+            link = gr.Button(strings.LINK, size="sm", elem_id="copy-link")
+        picture.click(None, None, None, js=PICTURE_JS, **HIDDEN)
+        link.click(lambda: gr.Info(strings.LINK_COPIED), None, None, js=COPY_JS, **HIDDEN)
+        self.json_file = gr.DownloadButton(visible="hidden", elem_id="json-file")
+        self.report_file = gr.DownloadButton(visible="hidden", elem_id="report-file")
+        self.writers = (
+            (json_button, self.save_json, self.json_file),
+            (report_button, self.save_report, self.report_file),
+        )
+
+    def _wire(self) -> None:
+        self.by_layer.click(
+            self.attention,
+            self.finished,
+            [self.layer, self.layers, self.layer_map, self.finished, self.by_layer],
+            **MODEL,
+        )
+        self.layer.input(
+            self.one_layer,
+            [self.finished, self.layer],
+            self.layers,
+            queue=False,
+            trigger_mode="always_last",
+            **HIDDEN,
+        )
+        for button, write, file in self.writers:
+            written = button.click(write, self.finished, file, queue=False, **HIDDEN)
+            written.success(None, None, None, js=CLICK_JS.replace("{id}", file.elem_id), **HIDDEN)
+
+    def _charts(self, results: Sequence[Result], evidence: Sequence[Evidence]) -> dict[gr.Plot, go.Figure | None]:
+        scored = max(results, key=lambda result: len(result.scores))
+        return {
+            self.speed: figures.speedup_bars(results),
+            self.latency: figures.latency_bars(results),
+            self.kept: figures.kept_over_time(results, evidence),
+            self.attention_plot: figures.attention_per_frame(scored, evidence) if scored.scores else None,
+            self.depth: figures.kept_by_layer(results),
+            self.accuracy: figures.accuracy_by_retention(load_benchmark(self.runs.settings.assets), results),
+        }
+
+
+def _plots() -> Iterator[gr.Plot]:
+    return (gr.Plot(show_label=False, min_width=300) for _ in range(2))
+
+
+def penalty_of(results: Sequence[Result]) -> float | None:
+    """Return the λ that a run's ShaRP used; None when ShaRP gave no answer."""
+    return next((result.config.get("penalty") for result in results if result.method == "sharp"), None)
+
+
+def _finished(board: Board) -> Finished | None:
+    if board.request is None or board.sprite is None or not board.results:
+        return None
+    return Finished(
+        board.request,
+        tuple(board.results),
+        board.sprite,
+        tuple(board.evidence),
+        failed=board.missing,
+        stored=board.stored,
+    )
+
+
+def _needed(finished: Finished | None) -> Finished:
+    if finished is None:
+        raise Error(strings.NO_RUN, print_exception=False)
+    return finished
