@@ -6,32 +6,26 @@ function draw() {
   if (!value) return;
   scroll.setAttribute("aria-label", value.caption || STRINGS.table);
   element.querySelector(".md-caption").textContent = value.caption || "";
-  const head = document.createElement("tr");
+  const head = make("tr");
   for (const text of value.head) {
-    const cell = document.createElement("th");
+    const cell = make("th", "", text);
     cell.scope = "col";
-    cell.textContent = text;
     head.append(cell);
   }
   element.querySelector("thead").replaceChildren(head);
   element.querySelector("tbody").replaceChildren(...value.rows.map((cells) => {
-    const row = document.createElement("tr");
+    const row = make("tr");
     cells.forEach((content, index) => {
-      const cell = document.createElement(index ? "td" : "th");
+      const cell = make(index ? "td" : "th");
       if (!index) cell.scope = "row";
       const data = typeof content === "string" ? { text: content } : content;
       if (data.color) {
-        const dot = document.createElement("span");
-        dot.className = "md-dot";
+        const dot = make("span", "md-dot");
         dot.style.background = data.color;
         cell.append(dot);
       }
       cell.append(document.createTextNode(data.text));
-      if (data.note) {
-        const note = document.createElement("small");
-        note.textContent = data.note;
-        cell.append(note);
-      }
+      if (data.note) cell.append(make("small", "", data.note));
       if (data.kind) cell.dataset.kind = data.kind;
       if (data.title) cell.title = data.title;
       row.append(cell);

@@ -1,7 +1,5 @@
 // The template is static; everything below writes with textContent or on canvas.
 const host = element.querySelector(".wk");
-const VIRIDIS = [[68, 1, 84], [70, 50, 126], [54, 92, 141], [39, 127, 142], [31, 161, 135], [74, 193, 109],
-  [160, 218, 57], [253, 231, 37]];
 const NAMES = ["other", "register", "prefiltered", "absorbed", "pivot", "filled", "repaired", "gone", "added", "removed"];
 // Brightness of the patch, frame colour and mark: shape and brightness say it, colour only repeats it.
 const STYLES = { other: [0.55], register: [1, "#ffffff", "●"], prefiltered: [0.16, null, "×"], absorbed: [0.3, "#e08a00", "–"],
@@ -9,48 +7,16 @@ const STYLES = { other: [0.55], register: [1, "#ffffff", "●"], prefiltered: [0
   removed: [0.3, "#ff7b72", "–"] };
 let image = null;
 
-function make(tag, className, text) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
-
-function say(key, values = {}) {
-  return STRINGS[key].replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
-}
-
-function decode(text) {
-  return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-}
-
-function viridis(code) {
-  const at = (code / 255) * (VIRIDIS.length - 1);
-  const low = Math.min(Math.floor(at), VIRIDIS.length - 2);
-  return "rgb(" + VIRIDIS[low].map((v, i) => Math.round(v + (VIRIDIS[low + 1][i] - v) * (at - low))).join(",") + ")";
-}
-
-function hatch(context, x, y, w, h) {
-  context.save();
-  context.beginPath();
-  context.rect(x, y, w, h);
-  context.clip();
-  context.strokeStyle = "rgba(255,255,255,.22)";
-  context.lineWidth = 1;
-  for (let at = -h; at < w; at += 5) {
-    context.beginPath();
-    context.moveTo(x + at, y + h);
-    context.lineTo(x + at + h, y);
-    context.stroke();
-  }
-  context.restore();
+function fillHatched(context, x, y, w, h) {
+  context.fillStyle = hatch(context, "fine");
+  context.fillRect(x, y, w, h);
 }
 
 function paintFate(context, name, x, y, w, h) {
   const [light, color, mark] = STYLES[name];
   context.fillStyle = "rgba(0,0,0," + (1 - light) + ")";
   context.fillRect(x, y, w, h);
-  if (light < 0.25) hatch(context, x, y, w, h);
+  if (light < 0.25) fillHatched(context, x, y, w, h);
   if (color) {
     context.strokeStyle = color;
     context.lineWidth = 2;
@@ -84,7 +50,7 @@ function cell(value, frame, codes, view) {
     const code = codes[frame * rows * cols + at];
     if (view.heat) {
       context.globalAlpha = 0.82;
-      context.fillStyle = viridis(code);
+      context.fillStyle = VIRIDIS[code];
       context.fillRect(x, y, canvas.width / cols, canvas.height / rows);
       context.globalAlpha = 1;
     } else paintFate(context, NAMES[code], x, y, canvas.width / cols, canvas.height / rows);
@@ -99,7 +65,7 @@ function chosen(codes, frame, size) {
 
 function strip(value, chapter, view) {
   const box = make("div", "wk-strip");
-  const codes = view ? decode(view.codes) : null;
+  const codes = view ? bytes(view.codes) : null;
   const starts = chapter.cuts ? chapter.cuts.segments.map((segment) => segment[0]) : [];
   for (let frame = 0; frame < value.frames; frame++) {
     const holder = make("div", "wk-cell");
@@ -142,7 +108,7 @@ function mask(value, chapter) {
       const seen = group[row] === group[col];
       context.fillStyle = seen ? "#3d7ff0" : "rgba(128,128,128,.35)";
       context.fillRect(col * size, row * size, size - 1, size - 1);
-      if (!seen) hatch(context, col * size, row * size, size - 1, size - 1);
+      if (!seen) fillHatched(context, col * size, row * size, size - 1, size - 1);
     }
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", chapter.mask);

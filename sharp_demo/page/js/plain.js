@@ -1,0 +1,3 @@
+const draw = () => element.querySelector("p").textContent = props.value || "";
+watch("value", draw);
+draw();
