@@ -32,6 +32,10 @@ class Recent(Generic[V]):
         while len(self._values) > self.capacity:
             self._values.popitem(last=False)
 
+    def pop(self, key: Hashable) -> V | None:
+        """Drop a value and return it; None where there is none."""
+        return self._values.pop(key, None)
+
     def items(self) -> list[tuple[Hashable, V]]:
         """Return all keys and values, the one used longest ago first."""
         return list(self._values.items())

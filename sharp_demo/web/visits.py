@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from sharp_demo.recent import Recent
 
 CAPACITY = 1024  # the page that was quiet the longest is forgotten; its files go within the hour like all
 
@@ -30,8 +31,7 @@ class Visits:
     """The visits by session hash, at most `capacity` of them."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
-        self.capacity = capacity
-        self._visits: OrderedDict[str, Visit] = OrderedDict()
+        self._visits: Recent[Visit] = Recent(capacity)
         self._lock = threading.Lock()
 
     def of(self, session: str | None) -> Visit:
@@ -39,14 +39,14 @@ class Visits:
         if not session:
             return Visit()
         with self._lock:
-            visit = self._visits.setdefault(session, Visit())
-            self._visits.move_to_end(session)
-            while len(self._visits) > self.capacity:
-                self._visits.popitem(last=False)
+            visit = self._visits.get(session)
+            if visit is None:
+                visit = Visit()
+                self._visits.put(session, visit)
             return visit
 
     def forget(self, session: str | None) -> list[Path]:
         """Drop a page's visit and return the files that were made for it."""
         with self._lock:
-            visit = self._visits.pop(session or "", None)
+            visit = self._visits.pop(session or "")
         return sorted(visit.files) if visit else []
