@@ -6,11 +6,11 @@ import sys
 
 from sharp_demo import logs
 from sharp_demo.engine import Engine
+from sharp_demo.engine.zerogpu import ZeroGPUEngine
 from sharp_demo.errors import InputError
 from sharp_demo.memory import share_heaps
 from sharp_demo.page.build import build_ui, launch_options
 from sharp_demo.settings import believe_no_forwarded_address, read_settings, use_own_upload_folder
-from sharp_demo.zerogpu import ZeroGPUEngine
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sharp_demo.backbones.load import Backbone
-from sharp_demo.engine import versions
+from sharp_demo.engine.figures import versions
 from sharp_demo.settings import ROOT
 
 # The code that decides accuracies and attention.

@@ -1,5 +1,7 @@
 """Typed errors. Each message is one line for the person who can act on it: what was wrong, the limit, what to do."""
 
+EXIT_DEVICE_LOST = 70  # exit code of a process whose device is lost (EX_SOFTWARE): a supervisor restarts it
+
 
 class SharpError(Exception):
     """Base of every error this package raises on purpose."""
@@ -35,7 +37,7 @@ class MethodError(InputError):
     """A pruning method was asked for by a wrong name or with a wrong option."""
 
 
-class UnsupportedError(SharpError):
+class UnsupportedError(InputError):
     """The pruning runtime cannot prune this call correctly, and refuses to do it wrongly."""
 
 

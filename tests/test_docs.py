@@ -11,11 +11,11 @@ import pytest
 from huggingface_hub import SpaceHardware
 
 from sharp_demo.cost import SHAPES, exact_tflops, flops_matched_retention, paper_tflops
+from sharp_demo.engine.zerogpu import gpu_seconds
 from sharp_demo.pruning.registry import METHODS, make_method
 from sharp_demo.pruning.schedule import method_schedule, mlp_per_layer, visual_per_layer
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.settings import HUB_MODELS, Settings
-from sharp_demo.zerogpu import gpu_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -15,10 +15,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sharp_demo import engine as engine_module
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.cost import ModelShape, exact_tflops, paper_tflops, score_macs
-from sharp_demo.engine import Engine, prefill, prefill_tflops, unique_labels
+from sharp_demo.engine import Engine, faults, generation, runs, stages
+from sharp_demo.engine.figures import prefill_tflops
+from sharp_demo.engine.generation import prefill
+from sharp_demo.engine.requests import unique_labels
 from sharp_demo.errors import InputError, MethodError, ModelError, QuestionError, VideoError
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.registry import list_methods, make_method
@@ -40,6 +42,7 @@ from sharp_demo.records import (
     Text,
 )
 from sharp_demo.settings import Settings
+from sharp_demo.video.digest import file_digest
 from tests.pruning.prompts import Prompt, greedy
 from tests.video.clips import write_clip
 
@@ -169,14 +172,15 @@ def test_video_is_decoded_and_encoded_once(
     cpu_settings: Settings, request_for: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = {"decode": 0, "encode_video": 0}
-    for name in counts:
-        original = getattr(engine_module, name)
+    for name, modules in (("decode", (stages,)), ("encode_video", (stages, generation))):
+        original = getattr(stages, name)
 
         def counted(*args, _name=name, _original=original, **kwargs):
             counts[_name] += 1
             return _original(*args, **kwargs)
 
-        monkeypatch.setattr(engine_module, name, counted)
+        for module in modules:
+            monkeypatch.setattr(module, name, counted)
     engine = Engine(cpu_settings)
     first = list(engine.stream(request_for))
     counts["encode_video"] -= 1  # the warm-up of loading
@@ -347,7 +351,7 @@ def test_a_file_that_may_not_be_read_is_left_to_the_decoder(video: str, monkeypa
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    assert engine_module.file_digest(video) == video
+    assert file_digest(video) == video
 
 
 def test_stop_ends_between_two_tokens_and_is_labelled(engine: Engine, request_for: Request) -> None:
@@ -478,7 +482,7 @@ def test_bad_requests_say_why_before_anything_runs(
 def test_a_bad_file_is_refused_before_a_model_is_loaded(
     cpu_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "load", lambda *args: pytest.fail("loaded a model for a bad file"))
+    monkeypatch.setattr(runs, "load", lambda *args: pytest.fail("loaded a model for a bad file"))
     (tmp_path / "text.mp4").write_text("not a video")
     request = Request(str(tmp_path / "text.mp4"), "What?", FOUR, model="any/model")
     with pytest.raises(VideoError, match=r"text\.mp4"):
@@ -530,7 +534,8 @@ def test_what_a_model_left_behind_goes_back_to_the_system_before_the_next_one_co
 ) -> None:  # fmt: skip
     list(engine.stream(replace(request_for, model=str(tiny_llava_folder))))
     loaded_at_trim: list[Any] = []
-    monkeypatch.setattr(engine_module, "trim_heaps", lambda: loaded_at_trim.append(engine._loaded))
+    for module in (faults, runs):
+        monkeypatch.setattr(module, "trim_heaps", lambda: loaded_at_trim.append(engine._loaded))
     list(engine.stream(replace(request_for, model=str(tiny_llava_folder))))
     assert loaded_at_trim == [], "no run is slowed down by it"
     list(engine.stream(replace(request_for, model=str(tiny_qwen_folder))))

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from sharp_demo import engine as engine_module
-from sharp_demo.engine import Engine
+from sharp_demo.engine import Engine, generation
 from sharp_demo.records import Decoded, Done, MethodDone, MethodSpec, Request, Started
 from sharp_demo.settings import Settings
 from tests.pruning.prompts import scenes
@@ -33,7 +32,7 @@ def test_a_repeat_drops_the_cache_before_it_and_a_stop_ends_the_repeats(
 ) -> None:
     alive: list[Any] = []
     stop_after: list[int] = []
-    plain = engine_module.prefill
+    plain = generation.prefill
 
     def watched(*args: Any) -> Any:
         assert not any(cache() is not None for cache in alive)
@@ -45,7 +44,7 @@ def test_a_repeat_drops_the_cache_before_it_and_a_stop_ends_the_repeats(
 
     for _ in engine.stream(replace(asked, prefills=1)):  # the model is loaded and warm
         pass
-    monkeypatch.setattr(engine_module, "prefill", watched)
+    monkeypatch.setattr(generation, "prefill", watched)
     list(engine.stream(asked, run_id="mine"))
     assert len(alive) == 3
     stop_after.append(4)

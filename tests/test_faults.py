@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from sharp_demo import engine as engine_module
-from sharp_demo.engine import Engine, is_device_lost, is_out_of_memory
+from sharp_demo.engine import Engine, attention, generation, runs, stages
+from sharp_demo.engine.faults import is_device_lost, is_out_of_memory
 from sharp_demo.errors import DeviceLostError, DeviceMemoryError, ModelError, VideoError
 from sharp_demo.pruning.runtime import Prefill
 from sharp_demo.records import Decoded, Event, MethodDone, MethodFailed, MethodSpec, Progress, Request, Result
@@ -123,7 +123,7 @@ def test_a_vision_tower_out_of_memory_sees_half_the_frames_for_all(engine, reque
     expected = results(engine.stream(request_for))
     again = replace(request_for, frames=6)
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "encode_video", raising(OUT_OF_MEMORY, 1, engine_module.encode_video))
+        patch.setattr(stages, "encode_video", raising(OUT_OF_MEMORY, 1, stages.encode_video))
         events = list(engine.stream(again))
     assert [len(event.frames) for event in events if isinstance(event, Decoded)] == [6, 3]
     got = results(events)
@@ -136,7 +136,7 @@ def test_a_vision_tower_out_of_memory_sees_half_the_frames_for_all(engine, reque
 def test_a_request_that_fits_in_no_way_is_refused_with_advice(engine, request_for, monkeypatch):
     expected = results(engine.stream(request_for))
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "encode_video", raising(OUT_OF_MEMORY, 2, engine_module.encode_video))
+        patch.setattr(stages, "encode_video", raising(OUT_OF_MEMORY, 2, stages.encode_video))
         with pytest.raises(DeviceMemoryError, match="fewer frames or a smaller model"):
             list(engine.stream(replace(request_for, frames=5)))
     assert_next_works(engine, request_for, expected)
@@ -144,7 +144,7 @@ def test_a_request_that_fits_in_no_way_is_refused_with_advice(engine, request_fo
 
 def test_a_model_that_does_not_survive_its_warm_up_is_not_taken_for_loaded(engine, request_for, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "warm_up", raising(OUT_OF_MEMORY, 1, engine_module.warm_up))
+        patch.setattr(runs, "warm_up", raising(OUT_OF_MEMORY, 1, runs.warm_up))
         with pytest.raises(DeviceMemoryError):
             list(engine.stream(request_for))
         assert engine.condition.state == "not loaded"
@@ -154,7 +154,7 @@ def test_a_model_that_does_not_survive_its_warm_up_is_not_taken_for_loaded(engin
 
 def test_attention_out_of_memory_is_a_typed_error(engine, request_for, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "probe_attention", raising(OUT_OF_MEMORY, 1, engine_module.probe_attention))
+        patch.setattr(attention, "probe_attention", raising(OUT_OF_MEMORY, 1, attention.probe_attention))
         with pytest.raises(DeviceMemoryError):
             engine.attention(request_for)
     assert len(engine.attention(request_for).raw) == 4
@@ -193,7 +193,7 @@ def test_a_lost_device_fails_what_is_left_and_every_later_request(engine, reques
 
 
 def test_a_device_lost_while_encoding_is_noticed_too(engine, request_for, monkeypatch):
-    monkeypatch.setattr(engine_module, "encode_video", raising(ASSERTED, 1, engine_module.encode_video))
+    monkeypatch.setattr(stages, "encode_video", raising(ASSERTED, 1, stages.encode_video))
     with pytest.raises(DeviceLostError):
         list(engine.stream(request_for))
     assert engine.condition.lost
@@ -203,7 +203,7 @@ def test_a_device_lost_while_encoding_is_noticed_too(engine, request_for, monkey
 def test_a_dead_generation_thread_holds_nothing(engine, request_for, monkeypatch):
     expected = results(engine.stream(request_for))
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "decode_step", raising(SystemExit(), 1, engine_module.decode_step))
+        patch.setattr(generation, "decode_step", raising(SystemExit(), 1, generation.decode_step))
         died = threading.Thread(target=lambda: list(engine.stream(request_for)))
         died.start()
         died.join(30)
@@ -214,9 +214,9 @@ def test_a_dead_generation_thread_holds_nothing(engine, request_for, monkeypatch
 def test_a_run_whose_client_left_computes_no_further_token(engine, request_for, monkeypatch):
     expected = results(engine.stream(request_for))
     steps = []
-    original = engine_module.decode_step
+    original = generation.decode_step
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "decode_step", lambda *args: steps.append(1) or original(*args))
+        patch.setattr(generation, "decode_step", lambda *args: steps.append(1) or original(*args))
         stream = engine.stream(replace(request_for, max_new_tokens=100))
         while len(steps) < 2:
             next(stream)

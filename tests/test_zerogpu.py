@@ -20,16 +20,15 @@ import torch
 from gradio.exceptions import Error
 
 import app
-from sharp_demo import engine as engine_module
-from sharp_demo.engine import Engine
-from sharp_demo.errors import DeviceError, ModelError, QuestionError
+from sharp_demo.engine import Engine, attention, generation, stages
+from sharp_demo.engine.condition import DEVICE_LOST
+from sharp_demo.engine.zerogpu import MAX_S, METHODS, ZeroGPUEngine
+from sharp_demo.errors import EXIT_DEVICE_LOST, DeviceError, ModelError, QuestionError
 from sharp_demo.page.api import Api
 from sharp_demo.page.build import build_ui
 from sharp_demo.page.runs import Runs
 from sharp_demo.records import Decoded, Done, MethodDone, MethodFailed, MethodSpec, Progress, Request, Result, Text
 from sharp_demo.settings import ROOT, Settings
-from sharp_demo.web.health import EXIT_DEVICE_LOST
-from sharp_demo.zerogpu import MAX_S, METHODS, ZeroGPUEngine
 from tests.test_engine import video  # noqa: F401
 
 FORK = multiprocessing.get_context("fork")
@@ -165,14 +164,14 @@ def test_answers_are_the_plain_engines(
 def test_the_video_is_decoded_before_a_gpu_is_asked_for(
     zero: ZeroGPUEngine, spaces: FakeSpaces, request_for: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode, calls = engine_module.decode, []
+    decode, calls = stages.decode, []
 
     def decode_in_main(*args: Any) -> Any:
         assert os.getpid() == MAIN, "decoded in the worker"
         calls.append(len(spaces.seconds))
         return decode(*args)
 
-    monkeypatch.setattr(engine_module, "decode", decode_in_main)
+    monkeypatch.setattr(stages, "decode", decode_in_main)
     events = list(zero.stream(request_for))
     assert isinstance(events[-1], Done)
     assert calls == [0]
@@ -192,7 +191,7 @@ def test_seconds_follow_the_request(
     single, double, long, wide = spaces.seconds
     assert 0 < single < double < long <= MAX_S
     assert wide > single
-    monkeypatch.setattr("sharp_demo.zerogpu.TFLOPS_PER_S", 1e-9)
+    monkeypatch.setattr("sharp_demo.engine.zerogpu.TFLOPS_PER_S", 1e-9)
     with pytest.raises(DeviceError):
         list(zero.stream(request_for))
     assert spaces.seconds[-1] == MAX_S
@@ -279,7 +278,7 @@ def test_a_worker_that_dies_is_told_as_such(
         os._exit(9)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sharp_demo.zerogpu.warm_up", die)
+        patch.setattr("sharp_demo.engine.zerogpu.warm_up", die)
         with pytest.raises(DeviceError, match="aborted"):
             list(zero.stream(request_for))
     assert results(list(zero.stream(request_for)))
@@ -293,19 +292,19 @@ def test_a_worker_whose_device_is_lost_ends_after_it_has_said_so(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    for broken in ("prefill", "encode_video"):
+    for module, broken in ((generation, "prefill"), (stages, "encode_video")):
         with monkeypatch.context() as patch:
-            patch.setattr(engine_module, broken, fail)
-            patch.setattr("sharp_demo.zerogpu.warm_up", lambda backbone: None)
+            patch.setattr(module, broken, fail)
+            patch.setattr("sharp_demo.engine.zerogpu.warm_up", lambda backbone: None)
             events = list(zero.stream(request_for))
         failed = [(event.label, event.kind, event.message) for event in events if isinstance(event, MethodFailed)]
-        assert failed == [(label, "device_lost", engine_module.DEVICE_LOST) for label in ("vanilla", "sharp")]
+        assert failed == [(label, "device_lost", DEVICE_LOST) for label in ("vanilla", "sharp")]
         assert isinstance(events[-1], Done)
         assert len(events[-1].failed) == 2
         assert spaces.workers[-1].exitcode == EXIT_DEVICE_LOST
         assert not zero.condition.lost, "the main process has no part in that device"
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "probe_attention", fail)
+        patch.setattr(attention, "probe_attention", fail)
         with pytest.raises(DeviceError, match="aborted"):
             zero.attention(request_for)
     assert spaces.workers[-1].exitcode == EXIT_DEVICE_LOST

@@ -22,9 +22,10 @@ import torch  # noqa: E402
 
 from lab.world.generate import clip_questions, make_clip, render_video  # noqa: E402
 from lab.world.records import GRID, INTERVALS, Question  # noqa: E402
-from sharp_demo import engine  # noqa: E402
 from sharp_demo.backbones.features import encode_video, model_inputs  # noqa: E402
 from sharp_demo.backbones.load import Backbone, load  # noqa: E402
+from sharp_demo.engine import Engine  # noqa: E402
+from sharp_demo.engine.generation import prefill  # noqa: E402
 from sharp_demo.pruning.registry import make_method  # noqa: E402
 from sharp_demo.pruning.sharp.bias import BiasCache  # noqa: E402
 from sharp_demo.records import MethodDone, MethodSpec, Request  # noqa: E402
@@ -80,7 +81,7 @@ def answers(backbone: Backbone, cache: BiasCache, seed: int, question: Question)
     right = []
     for name in METHODS:
         with make_method(name, RETENTION)(backbone.model, backbone.processor, cache):
-            logits, _, _ = engine.prefill(backbone.model, inputs)
+            logits, _, _ = prefill(backbone.model, inputs)
         first = backbone.processor.decode([int(logits.argmax())])
         right.append(bool(first) and question.answer.lower().startswith(first.lower()))
     return right
@@ -89,7 +90,7 @@ def answers(backbone: Backbone, cache: BiasCache, seed: int, question: Question)
 def through_the_page(film: Path, question: Question, settings: Settings) -> list[bool]:
     """The same through the front door, by the whole answer."""
     request = Request(str(film), question.text, tuple(MethodSpec(name) for name in METHODS), RETENTION)
-    stream = engine.Engine(settings).stream(request)
+    stream = Engine(settings).stream(request)
     done = {event.result.method: event.result.answer for event in stream if isinstance(event, MethodDone)}
     return [question.correct(done[name]) for name in METHODS]
 

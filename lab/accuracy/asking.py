@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,11 +20,11 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from lab.world.records import Question
-from sharp_demo.backbones.features import VideoFeatures, black_features, encode_video
+from sharp_demo.backbones.features import VideoFeatures, black_video, encode_video
 from sharp_demo.backbones.layout import VisualLayout, visual_layout
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.backbones.signals import signals_refusal
-from sharp_demo.engine import end_tokens, suppress_placeholders
+from sharp_demo.engine.generation import end_tokens, suppress_placeholders
 from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning.attention import Rotary, project_keys
 from sharp_demo.pruning.method import Method
@@ -81,9 +81,7 @@ class Film:
     def black(self, layout: VisualLayout) -> Film:
         """A black film of the same layout (LLaVA-OneVision's newline kept)."""
         other = copy(self)
-        rows = black_features(self.backbone.model, self.backbone.processor.video, layout)
-        rest = self.features.features[len(rows) :]
-        other.features = replace(self.features, features=torch.cat((rows.to(rest), rest)))
+        other.features = black_video(self.backbone.model, self.backbone.processor.video, layout, self.features)
         other.start, other.seen = None, {}
         return other
 

@@ -23,7 +23,8 @@ from sharp_demo.backbones.features import encode_video
 from sharp_demo.backbones.load import choose_attention
 from sharp_demo.backbones.signals import signals_refusal
 from sharp_demo.cost import exact_tflops
-from sharp_demo.engine import cache_bytes, decode_step, prefill, prefill_tflops, versions
+from sharp_demo.engine.figures import prefill_tflops, versions
+from sharp_demo.engine.generation import cache_bytes, decode_step, prefill
 from sharp_demo.errors import InputError
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.outcome import Role, Run

@@ -107,3 +107,10 @@ def black_features(model: Any, video: VideoPreprocessor, layout: VisualLayout) -
     black = torch.zeros(video.temporal_patch_size, 3, height, width, dtype=torch.uint8)
     rows = encode_video(model, video.from_resized(black)).features[: layout.rows * layout.cols]
     return rows.repeat(layout.frames, 1)
+
+
+def black_video(model: Any, video: VideoPreprocessor, layout: VisualLayout, features: VideoFeatures) -> VideoFeatures:
+    """Return the features of a black video in the place of `features` (LLaVA-OneVision's newline kept)."""
+    black = black_features(model, video, layout)
+    rest = features.features[len(black) :]
+    return replace(features, features=torch.cat((black.to(rest), rest)))

@@ -24,6 +24,7 @@ from sharp_demo.page.menu import method_choices
 from sharp_demo.pruning.registry import list_methods
 from sharp_demo.records import MethodSpec, Request
 from sharp_demo.settings import Settings
+from sharp_demo.video.digest import file_digest
 from sharp_demo.views.evidence import Evidence
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class Inputs:
         if model is not None and model not in models:
             raise ModelError(strings.unknown(strings.KINDS["model"], model, models))
         _check_range(strings.INPUTS["answer"], max_new_tokens, 1, settings.max_new_tokens)
-        if self.only is not None and _digest(path) not in self.only:
+        if self.only is not None and file_digest(path) not in self.only:
             raise VideoError("refused", strings.NO_UPLOAD)
         return Request(
             video=path,
@@ -279,7 +280,7 @@ class Inputs:
 
     def _digests(self) -> set[str]:
         # Without uploads only the examples' own content passes: the page hands out copies of them.
-        return {_digest(str(one.video)) for one in self.examples}
+        return {file_digest(str(one.video)) for one in self.examples}
 
 
 def _knobs() -> tuple[Input, ...]:
@@ -336,12 +337,6 @@ def _check_range(name: str, value: Any, low: float, high: float) -> None:
     # NaN compares false, so it is refused too.
     if not isinstance(value, int | float) or not low <= value <= high:
         raise InputError(strings.out_of_range(name, value, low, high))
-
-
-def _digest(path: str) -> str:
-    from sharp_demo.engine import file_digest
-
-    return file_digest(path)
 
 
 def _is_set(name: str, values: Values) -> bool:

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from sharp_demo import __version__
+from sharp_demo.errors import EXIT_DEVICE_LOST
 from sharp_demo.settings import Settings
 from sharp_demo.web.uploads import UploadFolder
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXIT_DEVICE_LOST = 70  # EX_SOFTWARE: a supervisor starts the server anew
 FAREWELL_S = 5.0  # time for the last answers, and for a probe to see red
 STUCK_AFTER_S = 60.0  # silence beyond the time limit of a run
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sharp_demo.backbones.load import Backbone, load
-from sharp_demo.engine import prefill
+from sharp_demo.engine.generation import prefill
 from sharp_demo.pruning.attention import Span, pack_segments, packed_segment_attention, segment_attention, varlen_kernel
 from sharp_demo.pruning.registry import list_methods, make_method
 from sharp_demo.pruning.sharp.bias import BiasCache

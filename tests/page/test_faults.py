@@ -15,16 +15,16 @@ import gradio as gr
 import pytest
 from gradio.exceptions import Error
 
-from sharp_demo import engine as engine_module
 from sharp_demo import strings
-from sharp_demo.engine import DEVICE_LOST, Engine
+from sharp_demo.engine import Engine, stages
+from sharp_demo.engine.condition import DEVICE_LOST
+from sharp_demo.errors import EXIT_DEVICE_LOST
 from sharp_demo.page import runs as runs_module
 from sharp_demo.page.api import Api
 from sharp_demo.page.runs import Controls, Runs
 from sharp_demo.page.tabs.compare import Compare
 from sharp_demo.records import MethodSpec, Request
 from sharp_demo.settings import Settings
-from sharp_demo.web.health import EXIT_DEVICE_LOST
 from tests.page.test_api import call, file_data, upload
 from tests.serving import serving
 
@@ -65,7 +65,7 @@ def test_a_fault_of_ours_names_the_run_and_not_the_fault(compare, monkeypatch, c
         raise RuntimeError("a secret in /etc")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "encode_video", fail)
+        patch.setattr(stages, "encode_video", fail)
         shown, said = run(compare)
     assert shown["phase"] == "error"
     assert shown["message"] == said
@@ -104,7 +104,7 @@ def test_the_api_tells_as_much_and_no_more(compare, clip, monkeypatch):
         raise RuntimeError("a secret in /etc")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "encode_video", fail)
+        patch.setattr(stages, "encode_video", fail)
         with pytest.raises(Error) as failed:
             list(Api(compare.runs).compare(*inputs))
     assert failed.value.message.startswith("Something broke on our side")
@@ -122,9 +122,9 @@ def health(server: str) -> tuple[int, dict]:
 
 @pytest.mark.timeout(180)
 def test_a_lost_device_turns_health_red_and_ends_the_process(tmp_path, clip):
-    lost = "import sharp_demo.engine as e\n"
+    lost = "import sharp_demo.engine.generation as generation, sharp_demo.engine.runs as runs\n"
     lost += "def fail(*args): raise RuntimeError('CUDA error: device-side assert triggered')\n"
-    lost += "e.prefill, e.warm_up = fail, lambda backbone: None\nimport app\napp.main()"
+    lost += "generation.prefill, runs.warm_up = fail, lambda backbone: None\nimport app\napp.main()"
     started: list = []
     with serving(tmp_path, ("-c", lost), started) as server:
         assert health(server)[0] == 200
@@ -142,7 +142,7 @@ def test_a_lost_device_turns_health_red_and_ends_the_process(tmp_path, clip):
 @pytest.mark.timeout(180)
 def test_a_client_that_hangs_up_frees_the_model_within_a_token(tmp_path, clip):
     """Without that, the run would go on for 64 tokens of three methods, 0.1 s each."""
-    slow = "import time, sharp_demo.engine as e; step = e.decode_step; e.end_tokens = lambda *a: set(); "
+    slow = "import time, sharp_demo.engine.generation as e; step = e.decode_step; e.end_tokens = lambda *a: set(); "
     slow += "e.decode_step = lambda *a: time.sleep(0.1) or step(*a); import app; app.main()"
     with serving(tmp_path, ("-c", slow), SHARP_LOG="json") as server:
         path = upload(server, clip)

@@ -77,24 +77,24 @@ def test_forgetting_drops_frames_and_features():
         str(EXAMPLES[0].video), "?", stored.request.methods[:1], frames=4, max_new_tokens=1, prefills=1
     )
     list(engine.stream(request))
-    assert engine._clips._values
+    assert engine._stages.clips.items()
     assert engine._loaded is not None
-    assert engine._loaded.features._values
+    assert engine._loaded.features.items()
     engine.forget()
-    assert not engine._clips._values
-    assert not engine._loaded.features._values
+    assert not engine._stages.clips.items()
+    assert not engine._loaded.features.items()
 
     going = engine.stream(request)
     next(event for event in going if isinstance(event, MethodStarted))
     start = time.monotonic()
     engine.forget()
     assert time.monotonic() - start < 5, "a run that goes on is not waited for"
-    assert engine._clips._values
+    assert engine._stages.clips.items()
     going.close()
-    assert not engine._clips._values, "forgotten when the run ended"
-    assert not engine._loaded.features._values
+    assert not engine._stages.clips.items(), "forgotten when the run ended"
+    assert not engine._loaded.features.items()
     list(engine.stream(request))
-    assert engine._clips._values, "and not again"
+    assert engine._stages.clips.items(), "and not again"
 
 
 def test_wiping_deletes_what_was_made_for_a_visitor_and_nothing_else(tmp_path):

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 from sharp_demo.backbones.features import encode_video, model_inputs
 from sharp_demo.backbones.layout import VisualLayout, visual_layout
 from sharp_demo.backbones.load import Backbone
-from sharp_demo.engine import decode_step, prefill, suppress_placeholders
+from sharp_demo.engine.generation import decode_step, prefill, suppress_placeholders
 
 QUESTION = "What color is the car?"
 

@@ -13,7 +13,7 @@ from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.cost import SHAPES, paper_tflops
-from sharp_demo.engine import decode_step, prefill, suppress_placeholders
+from sharp_demo.engine.generation import decode_step, prefill, suppress_placeholders
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.framefusion import FIRST, FrameFusion, merge_runs, similarity_to_predecessor
 from sharp_demo.pruning.outcome import Role, Run

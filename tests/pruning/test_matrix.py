@@ -21,7 +21,8 @@ from torch import Tensor
 
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.cli import main
-from sharp_demo.engine import Engine, decode_step, prefill
+from sharp_demo.engine import Engine
+from sharp_demo.engine.generation import decode_step, prefill
 from sharp_demo.errors import MethodError, UnsupportedError
 from sharp_demo.page.build import build_ui
 from sharp_demo.pruning import registry

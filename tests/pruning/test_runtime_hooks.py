@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sharp_demo.backbones.load import Backbone
-from sharp_demo.engine import prefill, suppress_placeholders
+from sharp_demo.engine.generation import prefill, suppress_placeholders
 from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning.attention import Span, segment_masked
 from sharp_demo.pruning.combined import Combined

@@ -14,7 +14,7 @@ from sharp_demo.backbones.features import VideoFeatures, model_inputs
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.backbones.signals import VisionSignals
 from sharp_demo.cost import SHAPES, flops_matched_retention, paper_tflops
-from sharp_demo.engine import prefill
+from sharp_demo.engine.generation import prefill
 from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning.outcome import Role, Run
 from sharp_demo.pruning.schedule import framewise_budget, method_schedule, visual_per_layer

@@ -31,7 +31,7 @@ LIMITS = {"SHARP_LOG": "json", "SHARP_QUEUE_SIZE": "30", "SHARP_MAX_NEW_TOKENS":
 # Answers that never end by themselves; every step is slow and leaves the time at which it began.
 PROGRAM = f"""
 import sys, time
-import sharp_demo.engine as e
+import sharp_demo.engine.generation as e
 step, log = e.decode_step, open(sys.argv[1], "a", buffering=1)
 def slow(*inputs):
     print(time.time(), file=log)

@@ -86,7 +86,7 @@ def test_everybody_gets_the_answer_to_the_own_question(count, wide_server, tmp_p
 
 
 def test_who_finds_the_queue_full_is_told_so_and_the_others_are_served(tmp_path):
-    slow = "import time, sharp_demo.engine as e; step = e.decode_step; "
+    slow = "import time, sharp_demo.engine.generation as e; step = e.decode_step; "
     slow += "e.decode_step = lambda *a: time.sleep(0.1) or step(*a); import app; app.main()"
     clip = own_clip(tmp_path, 0)
     with serving(tmp_path, ("-c", slow), SHARP_QUEUE_SIZE="2") as server:

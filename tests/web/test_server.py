@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 
 from sharp_demo import settings as settings_module
 from sharp_demo import strings
-from sharp_demo.engine import Condition
+from sharp_demo.engine.condition import Condition
 from sharp_demo.settings import Settings
 from sharp_demo.web.health import Health
 from sharp_demo.web.server import (
@@ -487,7 +487,7 @@ def test_limits_of_the_running_app(tmp_path, clip):
         assert ask(server, "GET", "/healthz")[0] == 200
 
 
-SLOW_TOKENS = "import time, sharp_demo.engine as e; step = e.decode_step; e.end_tokens = lambda *a: set(); "
+SLOW_TOKENS = "import time, sharp_demo.engine.generation as e; step = e.decode_step; e.end_tokens = lambda *a: set(); "
 SLOW_TOKENS += "e.decode_step = lambda *a: time.sleep(0.1) or step(*a); import app; app.main()"
 
 

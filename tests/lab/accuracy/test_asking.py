@@ -12,7 +12,7 @@ from lab.accuracy.variants import ABLATION, CORE, Subject, Variant, things_in, v
 from lab.world.records import Question, SyntheticClip
 from sharp_demo.backbones.features import encode_video, model_inputs
 from sharp_demo.backbones.load import Backbone
-from sharp_demo.engine import decode_step, end_tokens, prefill
+from sharp_demo.engine.generation import decode_step, end_tokens, prefill
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.outcome import Selection

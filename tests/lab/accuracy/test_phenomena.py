@@ -11,7 +11,7 @@ from lab.accuracy.variants import parse_variants
 from lab.world.records import SyntheticClip
 from sharp_demo.backbones.features import encode_video
 from sharp_demo.backbones.load import Backbone
-from sharp_demo.engine import probe_attention
+from sharp_demo.engine.attention import probe_attention
 
 PLAN = Plan(parse_variants("vanilla"), questions=4, per_clip=2, split="validation")
 

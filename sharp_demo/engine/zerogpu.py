@@ -31,14 +31,18 @@ from dataclasses import replace
 from gradio.exceptions import Error
 
 from sharp_demo.backbones.load import default_model, load
-from sharp_demo.cost import ModelShape, exact_tflops
-from sharp_demo.engine import DEVICE_LOST, Engine, Stop, _Loaded, unique_labels, warm_up
-from sharp_demo.errors import DeviceError, DeviceLostError, ModelError
+from sharp_demo.cost import exact_tflops
+from sharp_demo.engine.condition import DEVICE_LOST
+from sharp_demo.engine.faults import typed_failures
+from sharp_demo.engine.generation import Stop, warm_up
+from sharp_demo.engine.requests import methods_of, unique_labels
+from sharp_demo.engine.runs import Engine
+from sharp_demo.engine.stages import Loaded
+from sharp_demo.errors import EXIT_DEVICE_LOST, DeviceError, DeviceLostError, ModelError
 from sharp_demo.pruning.method import Method
 from sharp_demo.records import AttentionMaps, Done, Event, MethodFailed, Progress, Request
 from sharp_demo.settings import Settings
 from sharp_demo.video import Clip
-from sharp_demo.web.health import EXIT_DEVICE_LOST
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +94,7 @@ class ZeroGPUEngine(Engine):
     # -- the main process ----------------------------------------------------------------------------------------
 
     @staticmethod
-    def _place(settings: Settings) -> _Loaded | None:
+    def _place(settings: Settings) -> Loaded | None:
         # Loaded on the CPU and then moved: what torch reports of the GPU out here is not the GPU a call will get.
         dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
         attention = "eager" if settings.attention == "eager" else "sdpa"  # flash-attn: no wheel for every GPU lent
@@ -105,9 +109,9 @@ class ZeroGPUEngine(Engine):
             return None
         backbone.model.to(DEVICE)
         backbone = replace(backbone, info=replace(backbone.info, device=DEVICE, device_reason=REASON))
-        return _Loaded(backbone, ModelShape.from_config(backbone.model.config.text_config))
+        return Loaded.of(backbone)
 
-    def _load(self, name: str) -> _Loaded:
+    def _load(self, name: str) -> Loaded:
         if self._placed is not None and name == self._placed.backbone.name:
             return self._placed
         if name not in self.settings.embedded:
@@ -115,12 +119,12 @@ class ZeroGPUEngine(Engine):
         return super()._load(name)
 
     def _on_device(
-        self, request: Request, loaded: _Loaded, methods: list[tuple[str, Method]], stop: Stop
+        self, request: Request, loaded: Loaded, methods: list[tuple[str, Method]], stop: Stop
     ) -> Iterator[Event]:
         if loaded is not self._placed:
             yield from super()._on_device(request, loaded, methods, stop)
             return
-        clip = self._decode(request, loaded)
+        clip = self._stages.decode(request, loaded)
         self._prompt_length(request, clip)
         yield Progress("gpu", "Waiting for a GPU")
         if stop.is_set():
@@ -141,10 +145,10 @@ class ZeroGPUEngine(Engine):
         finally:
             events.close()
 
-    def _attention(self, request: Request, loaded: _Loaded, penalty: float) -> AttentionMaps:
+    def _attention(self, request: Request, loaded: Loaded, penalty: float) -> AttentionMaps:
         if loaded is not self._placed:
             return super()._attention(request, loaded, penalty)
-        clip = self._decode(request, loaded)
+        clip = self._stages.decode(request, loaded)
         self._prompt_length(request, clip)
         try:
             return self._gpu_attention(request, clip, penalty)
@@ -180,16 +184,16 @@ class ZeroGPUEngine(Engine):
     def _stream_in_worker(self, request: Request, clip: Clip) -> Iterator[Event]:
         with self._leaving_when_lost():
             try:
-                with self._typed_failures():
+                with typed_failures(self.condition):
                     loaded = self._receive(request, clip)
-                    yield from super()._on_device(request, loaded, self._methods(request), self._stopping)
+                    yield from super()._on_device(request, loaded, methods_of(request), self._stopping)
             except DeviceLostError:
                 failed = tuple(MethodFailed(one, "device_lost", DEVICE_LOST) for one in unique_labels(request.methods))
                 yield from failed
                 yield Done((), failed)
 
     def _attention_in_worker(self, request: Request, clip: Clip, penalty: float) -> AttentionMaps:
-        with self._leaving_when_lost(), self._typed_failures():
+        with self._leaving_when_lost(), typed_failures(self.condition):
             return super()._attention(request, self._receive(request, clip), penalty)
 
     @contextmanager
@@ -202,9 +206,9 @@ class ZeroGPUEngine(Engine):
                 log.critical("the worker leaves: %s", self.condition.lost)
                 os._exit(EXIT_DEVICE_LOST)
 
-    def _receive(self, request: Request, clip: Clip) -> _Loaded:
+    def _receive(self, request: Request, clip: Clip) -> Loaded:
         assert self._placed is not None
-        self._clips.put(self._features_key(request, self._placed), clip)
+        self._stages.keep(request, self._placed, clip)
         if self._warmed_in != os.getpid():
             warm_up(self._placed.backbone)
             self._warmed_in = os.getpid()

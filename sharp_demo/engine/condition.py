@@ -1,0 +1,33 @@
+"""What an engine is doing and what is wrong with it, for health checks; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sharp_demo.errors import DeviceLostError
+
+NO_MEMORY = "The device ran out of memory, with half the frames too: choose fewer frames or a smaller model."
+DEVICE_LOST = "The accelerator failed and the server has to start anew; try again in a minute."
+
+
+@dataclass
+class Condition:
+    """Written by the run that holds the model, read by anybody.
+
+    `heard` is when (`time.monotonic`) the last event of a run came; `error` the last message of a failed run;
+    `lost` says why the device cannot be used again before the process restarts.
+    """
+
+    model: str = ""
+    state: Literal["not loaded", "loading", "ready"] = "not loaded"
+    running: bool = False
+    heard: float = 0.0
+    runs: int = 0
+    error: str = ""
+    lost: str = ""
+
+    def refuse_when_lost(self) -> None:
+        """Raise DeviceLostError when only a new process can use the device."""
+        if self.lost:
+            raise DeviceLostError(self.lost)

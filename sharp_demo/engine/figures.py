@@ -1,0 +1,181 @@
+"""The figures of a result, each a function of what was measured."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections import Counter
+from dataclasses import fields
+from typing import Any
+
+import torch
+import transformers
+
+from sharp_demo import __version__
+from sharp_demo.cost import ModelShape, exact_tflops, overhead_macs, paper_tflops
+from sharp_demo.engine.generation import Answer, Prefilled, TimedPrefill
+from sharp_demo.engine.job import Job, reads_tower
+from sharp_demo.engine.stages import Shared
+from sharp_demo.pruning.method import Method
+from sharp_demo.pruning.outcome import Role, Run
+from sharp_demo.records import Latency, Layout, Memory, Result, Stage, Tflops, TokenCounts
+
+
+def build_result(job: Job, run: Run, start: Prefilled, answer: Answer, length: int, peak_bytes: int | None) -> Result:
+    """Return what a job's method did; `length` is the prompt's, in tokens."""
+    backbone, model, method, shared = job.loaded.backbone, job.loaded.backbone.model, job.method, job.shared
+    kept, role = kept_by_frame(run, shared.layout)
+    return Result(
+        method=method.name,
+        label=job.label,
+        config=config_of(method),
+        status="stopped" if answer.stopped else "done",
+        answer=backbone.processor.decode(answer.ids),
+        answer_tokens=len(answer.ids),
+        first_token_prob=_finite(start.probability),
+        tokens=token_counts(run, length),
+        visual_per_layer=list(run.visual_per_layer),
+        left_before=run.left_before.tolist(),
+        kv_per_layer=[rows - (length - shared.layout.tokens) for rows in start.kv_rows],
+        layout=shared.layout,
+        kept=kept,
+        role=role,
+        merged_into=merged_pairs(run),
+        scores={name: [_finite(value) for value in values.tolist()] for name, values in run.scores.items()},
+        segments=[list(segment) for segment in run.segments],
+        latency_ms=latency_of(job, start.timed, answer),
+        tflops=prefill_tflops(job.loaded.shape, method, run, length, start.timed[0].cold),
+        memory=Memory(start.kv_bytes, peak_bytes),
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention_backend=backbone.info.attention_backend,
+        seed=job.request.seed,
+        versions=versions(),
+        model=backbone.name,
+        notes=[*_thin_notes(shared), *filter(None, [backbone.info.note])],
+        trace={name: values.tolist() for name, values in run.trace.items()},
+    )
+
+
+def latency_of(job: Job, timed: tuple[TimedPrefill, ...], answer: Answer) -> Latency:
+    """Return what a job's method took.
+
+    Of several timed prefills the (lower) median one counts, stages and all. `decode_video` and `vision` were measured
+    once for all methods; the stage `vision_scores`, reading the tower's attention, is paid by the methods that choose
+    by it.
+    """
+    shared, signals = job.shared, job.shared.features.signals
+    median = sorted(timed, key=lambda one: one.warm_ms)[(len(timed) - 1) // 2]
+    setup, prefill_ms = timed[0].stages.get("bias_setup", 0.0), median.warm_ms
+    inner = {name: ms for name, ms in median.stages.items() if name != "bias_setup"}
+    reading = signals.ms if signals is not None and reads_tower(job.method) else 0.0
+    stages = {
+        "decode_video": Stage(shared.clip.ms, shared=True),
+        "vision": Stage(shared.vision_ms, shared=True),
+        **({"vision_scores": Stage(reading, shared=False)} if reading else {}),
+        **({"bias_setup": Stage(setup, shared=False)} if setup else {}),
+        **{name: Stage(ms, shared=False, part_of="prefill") for name, ms in inner.items()},
+        "forward": Stage(prefill_ms - sum(inner.values()), shared=False, part_of="prefill"),
+        "decode": Stage(answer.ms, shared=False),
+    }
+    first_token = shared.clip.ms + shared.vision_ms + reading + setup + prefill_ms
+    return Latency(
+        decode_video=shared.clip.ms,
+        vision=shared.vision_ms,
+        bias_setup=setup,
+        prefill=prefill_ms,
+        prefill_runs=len(timed),
+        first_token=first_token,
+        decode=answer.ms,
+        decode_per_token=answer.ms / answer.steps if answer.steps else None,
+        total=first_token + answer.ms,
+        stages=stages,
+    )
+
+
+def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, cold: bool) -> Tflops:
+    """Return the TFLOPs of one prefill that `run` describes; `cold`: it made the bias's cache."""
+    assert run.layout is not None
+    n, prefix = len(run.layout), int(run.layout.index[0])
+    text = length - n
+    achieved = run.visual_per_layer
+    extra: Counter[str] = Counter()  # of all parts together
+    options: dict[str, Any] = {}  # of the part that masks segments, if there is one
+    for part in method.fitted(shape.layers).parts:
+        own = config_of(part)
+        if part.active:
+            extra.update(overhead_macs(part.name, shape, n, part.retention, text, prefix, own, achieved))
+        if "segm_layers" in own:
+            options = own
+    if not cold:
+        extra.pop("bias_setup", None)
+    masked = [layer for layer in options.get("segm_layers", ()) if options["segm"] and layer < options["layer"]]
+    return Tflops(
+        paper=paper_tflops(shape, achieved, run.mlp_per_layer),
+        exact=exact_tflops(
+            shape,
+            achieved,
+            text,
+            mlp_per_layer=run.mlp_per_layer,
+            prefix_tokens=prefix,
+            segments=run.segment_tokens,
+            masked_layers=masked,
+            prefix_visible=options.get("sys_visible", True),
+            extra_macs=sum(extra.values()),
+        ),
+    )
+
+
+def config_of(method: Method) -> dict[str, Any]:
+    """Return every hyperparameter in force, JSON-ready."""
+    values = {option.name: getattr(method, option.name) for option in fields(method)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def token_counts(run: Run, length: int) -> TokenCounts:
+    """Count the tokens of the prompt, of its video, and those kept."""
+    assert run.layout is not None
+    visual, kept = len(run.layout), len(run.kept)
+    return TokenCounts(
+        prompt=length,
+        visual=visual,
+        kept=kept,
+        retention=kept / visual,
+        layer_mean=sum(run.visual_per_layer) / len(run.visual_per_layer) / visual,
+    )
+
+
+def kept_by_frame(run: Run, layout: Layout) -> tuple[list[list[int]], list[list[str]]]:
+    """Return per frame the row-major indices of its kept tokens, and the roles for which they were kept."""
+    per_frame = layout.rows * layout.cols
+    kept: list[list[int]] = [[] for _ in range(layout.frames)]
+    role: list[list[str]] = [[] for _ in range(layout.frames)]
+    for slot, why in zip(run.kept.tolist(), run.role.tolist(), strict=True):
+        kept[slot // per_frame].append(slot % per_frame)
+        role[slot // per_frame].append(Role(why).label)
+    return kept, role
+
+
+def merged_pairs(run: Run) -> list[list[int]]:
+    """Return [from_slot, to_slot] of every token that was averaged into another."""
+    slots = (run.merged_into >= 0).nonzero().squeeze(1)
+    return torch.stack((slots, run.merged_into[slots]), 1).tolist()
+
+
+def versions() -> dict[str, str]:
+    """Return what the figures were made with."""
+    return {
+        "sharp_demo": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """Return a score as JSON can hold it: None where its token was gone (NaN) or half precision overflowed."""
+    return value if math.isfinite(value) else None
+
+
+def _thin_notes(shared: Shared) -> list[str]:
+    return [f"Memory ran out: this answer saw only {len(shared.clip.frames)} frames."] if shared.stride > 1 else []

@@ -1,0 +1,162 @@
+"""Greedy answers of a model: prefill, timed as often as is asked for, and decoding token by token.
+
+Knows prompts and models and nothing of requests, events or the engine's caches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from sharp_demo.backbones.features import encode_video, model_inputs
+from sharp_demo.backbones.load import Backbone
+from sharp_demo.pruning.outcome import Run
+from sharp_demo.stopwatch import Stopwatch
+
+# A prefill that is quick is timed again and the median counts: one measurement on a busy machine says little.
+TIMING_BUDGET_MS = 300.0
+
+
+class Stop(Protocol):
+    """What generation asks between two tokens: a thread's event, or one that a process shares with its parent."""
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class TimedPrefill:
+    """One timed prefill: all of it, its stages, and whether it had to make the black-video bias first."""
+
+    ms: float
+    stages: dict[str, float]
+    cold: bool
+
+    @property
+    def warm_ms(self) -> float:
+        return self.ms - self.stages.get("bias_setup", 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Prefilled:
+    """A prompt's prefill, ready to decode.
+
+    `token` is the most likely first one, of the given `probability`; `positions` are the last prompt token's.
+    `kv_bytes` is what the cache holds, `kv_rows` its rows in each layer.
+    """
+
+    timed: tuple[TimedPrefill, ...]
+    cache: DynamicCache
+    positions: Tensor
+    token: int
+    probability: float
+    kv_bytes: int
+    kv_rows: tuple[int, ...]
+
+
+@dataclass
+class Answer:
+    """A greedy answer, which `decode` fills in; `ms` and `steps` are of the decoding steps alone."""
+
+    ids: list[int] = field(default_factory=list)
+    stopped: bool = False
+    ms: float = 0.0
+    steps: int = 0
+
+    def decode(self, model: Any, tokenizer: Any, start: Prefilled, most: int, stop: Stop) -> Iterator[list[int]]:
+        """Yield the ids so far after each token, until the answer ends, has `most` tokens, or `stop` is set."""
+        token, positions, ends = start.token, start.positions, end_tokens(model, tokenizer)
+        while token not in ends:
+            self.ids.append(token)
+            yield self.ids
+            if len(self.ids) == most:
+                break
+            if stop.is_set():
+                self.stopped = True
+                break
+            positions = positions + 1
+            began = time.perf_counter()  # the time the receiver of a token takes does not count
+            token = int(decode_step(model, token, start.cache, positions).argmax())
+            self.ms += (time.perf_counter() - began) * 1e3
+            self.steps += 1
+
+
+def time_prefills(model: Any, inputs: dict[str, Any], run: Run, most: int, stop: Stop) -> Prefilled:
+    """Prefill up to `most` times with the method that fills in `run`, fewer when one takes long, and keep the last."""
+    timed: list[TimedPrefill] = []
+    cache: Any = None
+    while len(timed) < most and sum(one.ms for one in timed) < TIMING_BUDGET_MS:
+        if timed:
+            if stop.is_set():
+                break
+            cache = None  # the peak is that of one prefill, not of two caches
+        watch = Stopwatch(model.device)
+        with watch("prefill"):
+            logits, cache, positions = prefill(model, inputs)
+            probabilities = logits.float().softmax(-1)
+            token = int(probabilities.argmax())
+        timed.append(TimedPrefill(watch.ms()["prefill"], run.stages, run.bias_cold))
+    return Prefilled(
+        timed=tuple(timed),
+        cache=cache,
+        positions=positions,
+        token=token,
+        probability=float(probabilities[token]),
+        kv_bytes=cache_bytes(cache),
+        kv_rows=tuple(layer.get_seq_length() for layer in cache.layers),
+    )
+
+
+def prefill(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, DynamicCache, Tensor]:
+    """Run one prompt; return the next token's logits [vocab], the cache, and the last token's position ids."""
+    cache = DynamicCache(config=model.config.get_text_config())
+    output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    positions = inputs.get("position_ids")
+    if positions is None:
+        last = torch.tensor([[inputs["input_ids"].shape[1] - 1]], device=model.device)
+    else:
+        last = positions[..., -1:]
+    return suppress_placeholders(model, output.logits[0, -1]), cache, last
+
+
+def decode_step(model: Any, token: int, cache: DynamicCache, positions: Tensor) -> Tensor:
+    """Feed one token at the given position ids; return the next logits [vocab]."""
+    ids = torch.tensor([[token]], device=model.device)
+    output = model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+    return suppress_placeholders(model, output.logits[0, -1])
+
+
+def suppress_placeholders(model: Any, logits: Tensor) -> Tensor:
+    """Return logits under which no answer contains visual placeholders; an untrained model would emit them."""
+    logits = logits.clone()
+    logits[[model.config.video_token_id, model.config.image_token_id]] = -torch.inf
+    return logits
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Return the token ids that end an answer."""
+    ends = model.generation_config.eos_token_id
+    listed = ends if isinstance(ends, list) else [ends]
+    return {int(end) for end in (*listed, tokenizer.eos_token_id) if end is not None}
+
+
+def cache_bytes(cache: DynamicCache) -> int:
+    """Return the bytes of all keys and values in a cache."""
+    return sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+
+
+@torch.inference_mode()
+def warm_up(backbone: Backbone) -> None:
+    """Run one frame's worth of prompt through tower, prefill and decode, so that no method pays for first use."""
+    processor, model = backbone.processor, backbone.model
+    frames = np.zeros((2, 56, 56, 3), np.uint8)
+    prompt = processor.prompt("warm-up", frames=2, grid=processor.video.grid(*frames.shape[:3]))
+    features = encode_video(model, processor.video.pixels(frames))
+    _, cache, positions = prefill(model, model_inputs(prompt, features))
+    decode_step(model, 0, cache, positions + 1)

@@ -1,0 +1,62 @@
+"""One method of a run, and what it needs to answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sharp_demo.backbones.signals import signals_refusal
+from sharp_demo.cost import flops_matched_retention
+from sharp_demo.engine.condition import Condition
+from sharp_demo.engine.generation import Stop
+from sharp_demo.engine.stages import Loaded, Shared, Stages
+from sharp_demo.errors import UnsupportedError
+from sharp_demo.pruning.method import Method
+from sharp_demo.records import Request
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method of a run, and what it needs to answer."""
+
+    request: Request
+    loaded: Loaded
+    stages: Stages
+    condition: Condition
+    stop: Stop
+    shared: Shared
+    label: str
+    method: Method
+
+    def with_stride(self, stride: int) -> Job:
+        """Return the same job on every `stride`-th frame."""
+        if stride == self.shared.stride:
+            return self
+        shared = self.stages.share(self.request, self.loaded, signals=reads_tower(self.method), stride=stride)
+        return replace(self, shared=shared)
+
+    def fitted(self) -> Job:
+        """Return the job with the method as this model and budget ask for it; InputError where it cannot be."""
+        layers = self.loaded.shape.layers
+        method = _matched(self).fitted(layers)
+        method.check(layers)
+        if reads_tower(self.method) and (refusal := signals_refusal(self.loaded.backbone.model)):
+            raise UnsupportedError(refusal)
+        return replace(self, method=method)
+
+
+def reads_tower(method: Method) -> bool:
+    """Return whether a method chooses by the vision tower's attention."""
+    return method.needs_vision and method.active
+
+
+def _matched(job: Job) -> Method:
+    """Return the method at the retention that costs what the request's budget costs."""
+    method = job.method
+    if job.request.match == "tokens" or not method.active:
+        return method
+    shape, n, frames = job.loaded.shape, job.shared.layout.tokens, job.shared.layout.frames
+
+    def per_layer(retention: float) -> list[int]:
+        return replace(method, retention=retention).visual_per_layer(shape.layers, n, frames)
+
+    return replace(method, retention=flops_matched_retention(shape, n, method.retention, per_layer, method.name))
