@@ -23,8 +23,8 @@ from sharp_demo.engine.generation import prefill
 from sharp_demo.engine.requests import unique_labels
 from sharp_demo.errors import InputError, MethodError, ModelError, QuestionError, VideoError
 from sharp_demo.pruning.fastv import FastV
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.registry import list_methods, make_method
-from sharp_demo.pruning.runtime import Prefill
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.records import (

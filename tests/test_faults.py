@@ -19,7 +19,7 @@ import torch
 from sharp_demo.engine import Engine, attention, generation, runs, stages
 from sharp_demo.engine.faults import is_device_lost, is_out_of_memory
 from sharp_demo.errors import DeviceLostError, DeviceMemoryError, ModelError, VideoError
-from sharp_demo.pruning.runtime import Prefill
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.records import Decoded, Event, MethodDone, MethodFailed, MethodSpec, Progress, Request, Result
 from sharp_demo.settings import Settings
 from sharp_demo.video import sandbox

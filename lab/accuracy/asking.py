@@ -27,9 +27,10 @@ from sharp_demo.backbones.signals import signals_refusal
 from sharp_demo.engine.generation import end_tokens, suppress_placeholders
 from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning.attention import Rotary, project_keys
+from sharp_demo.pruning.layers import AttentionOverride, CacheNote, LayerPass, RenumberedPass, run_layers
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.outcome import Run
-from sharp_demo.pruning.runtime import AttentionOverride, Later, Pass, Prefill, Tools, run_layers
+from sharp_demo.pruning.prefill import Prefill, PromptContext
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.pruning.vanilla import Vanilla
 
@@ -86,7 +87,7 @@ class Film:
         return other
 
 
-class _Overridden(Pass):
+class _Overridden(LayerPass):
     """Rows on their way through one layer, with the override a method asked for."""
 
     def __init__(self, hidden: Tensor, rotary: Rotary, override: AttentionOverride | None) -> None:
@@ -116,7 +117,7 @@ class Asked:
         self.rotary: Rotary = self.lm.rotary_emb(hidden, self.positions)
         prefix = tuple(prompt["input_ids"][0].tolist())
         signals = film.features.signals
-        self.tools = Tools(self.model, backbone.processor, film.bias_cache, prefix, positions, signals)
+        self.context = PromptContext(self.model, backbone.processor, film.bias_cache, prefix, positions, signals)
         self.ends = end_tokens(self.model, self.tokenizer)
         self._start = _State(hidden)
         self._drafted: dict[tuple[int, ...], Asked] = {}
@@ -197,10 +198,10 @@ class Asked:
                 self.film.start = _State(self._start.hidden[:, :end])
             _, cache, run = self._rows(method, self.film.start, end)
             kept = tuple((layer.keys, layer.values) for layer in cache.layers)
-            self.film.seen[method] = _Seen(kept, cache.renumbered, run)
+            self.film.seen[method] = _Seen(kept, CacheNote.of(cache).renumbered, run)
         seen = self.film.seen[method]
         cache, state = DynamicCache(config=self.lm.config), self._start
-        cache.renumbered = seen.renumbered
+        CacheNote(seen.renumbered).put(cache)
         # The first layers on everything are shared with the other methods, unless those are all there are.
         first = self._shared_layers(method) % len(layers)
         for layer in range(first):
@@ -208,7 +209,7 @@ class Asked:
             cache.update(state.keys, state.values, layer)
         for layer in range(first, len(layers)):
             cache.update(*seen.cached[layer], layer)
-        question = Later(self.lm, state.hidden[:, end:], self.positions[..., end:], seen.renumbered)
+        question = RenumberedPass(self.lm, state.hidden[:, end:], self.positions[..., end:], seen.renumbered)
         run_layers(layers[first:], question, cache, self.lm.config, first=first)
         return question.hidden, cache, seen.run
 
@@ -216,7 +217,7 @@ class Asked:
         """The prompt's rows up to `end`, whose embeddings are `state`, with a method."""
         part = slice(end)
         run, cache = self._begin(method)
-        rows = Prefill(self.lm, state.hidden, _cut(self.rotary, part), cache, run, self.tools)
+        rows = Prefill(self.lm, state.hidden, _cut(self.rotary, part), cache, run, self.context)
         shared = self._shared_layers(method)
         for layer in range(shared):
             rows.before_layer(layer)
@@ -232,7 +233,7 @@ class Asked:
             run_layers(self.lm.layers[shared:last], rows, cache, self.lm.config, first=shared)
             self._last_layer(rows, cache)
         rows.finish()
-        cache.renumbered = tuple(rows.renumbered)
+        CacheNote(tuple(rows.renumbered)).put(cache)
         return rows.hidden, cache, run
 
     def _last_layer(self, rows: Prefill, cache: DynamicCache) -> None:
@@ -275,7 +276,7 @@ class Asked:
     def _feed(self, tokens: Sequence[int], cache: DynamicCache, step: int) -> Tensor:
         """Append tokens that stand `step` behind the prompt's end; the logits after each, [m, vocab]."""
         hidden, offsets = self._embed(tokens, step)
-        rows = Later(self.lm, hidden, self.positions[..., -1:] + offsets, cache.renumbered)
+        rows = RenumberedPass(self.lm, hidden, self.positions[..., -1:] + offsets, CacheNote.of(cache).renumbered)
         run_layers(self.lm.layers, rows, cache, self.lm.config)
         return self._logits(rows.hidden)
 

@@ -12,7 +12,7 @@ from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.method import SingleStage, knob
 from sharp_demo.pruning.outcome import Selection
-from sharp_demo.pruning.runtime import Prefill
+from sharp_demo.pruning.prefill import Prefill
 
 Cell = tuple[int, int, int]  # interval, row, column of a clip
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from sharp_demo.backbones.compat import with_cache
 from sharp_demo.backbones.features import encode_video, model_inputs
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.pruning.outcome import Run
@@ -116,7 +117,7 @@ def time_prefills(model: Any, inputs: dict[str, Any], run: Run, most: int, stop:
 def prefill(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, DynamicCache, Tensor]:
     """Run one prompt; return the next token's logits [vocab], the cache, and the last token's position ids."""
     cache = DynamicCache(config=model.config.get_text_config())
-    output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    output = model(**inputs, **with_cache(cache), use_cache=True, logits_to_keep=1)
     positions = inputs.get("position_ids")
     if positions is None:
         last = torch.tensor([[inputs["input_ids"].shape[1] - 1]], device=model.device)
@@ -128,7 +129,7 @@ def prefill(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, DynamicCache
 def decode_step(model: Any, token: int, cache: DynamicCache, positions: Tensor) -> Tensor:
     """Feed one token at the given position ids; return the next logits [vocab]."""
     ids = torch.tensor([[token]], device=model.device)
-    output = model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+    output = model(input_ids=ids, position_ids=positions, **with_cache(cache), use_cache=True)
     return suppress_placeholders(model, output.logits[0, -1])
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sharp_demo.pruning.method import SingleStage, knob, top_k
 from sharp_demo.pruning.outcome import Selection
-from sharp_demo.pruning.runtime import Prefill
+from sharp_demo.pruning.prefill import Prefill
 
 
 @dataclass(frozen=True)

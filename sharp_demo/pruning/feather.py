@@ -10,7 +10,7 @@ from torch import Tensor
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.method import Method, knob, top_k
 from sharp_demo.pruning.outcome import Role, Selection
-from sharp_demo.pruning.runtime import Prefill
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.schedule import Schedule, budget, feather_paper_layers, feather_paper_schedule, grid_tokens
 
 

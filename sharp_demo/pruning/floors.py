@@ -8,7 +8,7 @@ import torch
 
 from sharp_demo.pruning.method import SingleStage, knob
 from sharp_demo.pruning.outcome import Selection
-from sharp_demo.pruning.runtime import Prefill
+from sharp_demo.pruning.prefill import Prefill
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from sharp_demo.pruning.attention import last_query_logits
 from sharp_demo.pruning.method import Method, knob, top_k
 from sharp_demo.pruning.outcome import Role, Selection
-from sharp_demo.pruning.runtime import Prefill
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.schedule import Schedule, check_layer_mean, framefusion_schedule
 
 FIRST = -2.0  # stands for the similarity of a token that has no predecessor: no threshold lets it merge

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sharp_demo.errors import MethodError
-from sharp_demo.pruning.runtime import Prefill
+from sharp_demo.pruning.prefill import Prefill
 
 
 def input_frames(method: str, prefill: Prefill) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sharp_demo.pruning.frames import input_frames
 from sharp_demo.pruning.method import REINDEX, Method, knob, top_k
 from sharp_demo.pruning.outcome import Role, Selection
-from sharp_demo.pruning.runtime import Prefill
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.schedule import Schedule, ceil_share, holitom_layer, holitom_schedule
 
 JITTER = 1e-6  # breaks ties of density, as in the official code

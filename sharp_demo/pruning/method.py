@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sharp_demo.errors import MethodError
+from sharp_demo.pruning.attach import attached
+from sharp_demo.pruning.layers import AttentionOverride
 from sharp_demo.pruning.outcome import Run, Selection
-from sharp_demo.pruning.runtime import AttentionOverride, Prefill, attached
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.schedule import Schedule, budget, visual_per_layer
 
 Where = Literal["nowhere", "before", "inside", "both"]
@@ -83,7 +85,7 @@ class Method:
     def __call__(
         self, model: nn.Module, processor: Any | None = None, bias_cache: Any | None = None
     ) -> AbstractContextManager[Run]:
-        """Attach this method to `model` for the length of a `with` block; see `runtime.attached`."""
+        """Attach this method to `model` for the length of a `with` block; see `attach.attached`."""
         self.require(processor)
         return attached(model, self, processor, bias_cache)
 
@@ -101,6 +103,11 @@ class Method:
     def active(self) -> bool:
         """False when there is nothing to prune; the untouched forward runs then."""
         return self.retention < 1
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether it has an `after_attention` of its own."""
+        return type(self).after_attention is not Method.after_attention
 
     def fitted(self, layers: int) -> Method:
         """This method on a model of `layers` decoder layers: whatever its options leave to the depth is worked out."""

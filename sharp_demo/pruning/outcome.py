@@ -75,6 +75,7 @@ class Run:
     visual_per_layer : visual tokens that entered each decoder layer.
     mlp_per_layer : those that entered its MLP: fewer where a method dropped after the attention.
     stages : milliseconds per stage, read after the prefill.
+    note : why the last prompt was not pruned, where nothing in it could be.
     """
 
     method: Method
@@ -92,6 +93,7 @@ class Run:
     visual_per_layer: list[int] = field(default_factory=list)
     mlp_per_layer: list[int] = field(default_factory=list)
     bias_cold: bool = False
+    note: str = ""
     stopwatch: Stopwatch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,5 +114,9 @@ class Run:
         self.scores, self.layer_scores, self.trace = {}, {}, {}
         self.segments, self.segment_tokens = [], []
         self.visual_per_layer, self.mlp_per_layer = [n] * layers, [n] * layers
-        self.bias_cold = False
+        self.bias_cold, self.note = False, ""
         self.stopwatch = Stopwatch(self.device)
+
+    def skip(self, reason: str) -> None:
+        """Forget the previous prefill: this prompt has nothing to prune."""
+        vars(self).update(vars(Run(self.method, self.device, note=f"{reason}, so nothing was pruned.")))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.method import Method, knob, top_k
 from sharp_demo.pruning.outcome import Selection
-from sharp_demo.pruning.runtime import Prefill
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.schedule import PDROP_CUTS, Schedule, pdrop_schedule
 
 

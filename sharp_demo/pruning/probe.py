@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sharp_demo.pruning.method import Method, knob
 from sharp_demo.pruning.outcome import Selection
-from sharp_demo.pruning.runtime import Prefill
+from sharp_demo.pruning.prefill import Prefill
 
 
 @dataclass(frozen=True)

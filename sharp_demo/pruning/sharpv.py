@@ -12,7 +12,7 @@ from torch import Tensor
 from sharp_demo.pruning.frames import dissimilarity, input_frames
 from sharp_demo.pruning.method import REINDEX, Method, knob
 from sharp_demo.pruning.outcome import Selection
-from sharp_demo.pruning.runtime import Prefill
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.schedule import Schedule, budget
 
 COSINE = "cosine to the input"  # name of the figures by which the memory stage judges layers

@@ -11,7 +11,7 @@ from torch import Tensor
 from sharp_demo.pruning.frames import input_frames
 from sharp_demo.pruning.method import REINDEX, Method, knob
 from sharp_demo.pruning.outcome import Role, Selection
-from sharp_demo.pruning.runtime import Prefill
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.schedule import Schedule, budget, framewise_budget
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from sharp_demo.pruning.holitom import HoliTom
+from sharp_demo.pruning.layers import AttentionOverride
 from sharp_demo.pruning.method import REINDEX, Method, knob
 from sharp_demo.pruning.outcome import Selection
-from sharp_demo.pruning.runtime import AttentionOverride, Prefill
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.schedule import (
     VISIONZIP_RATIO,
     Schedule,

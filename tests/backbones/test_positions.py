@@ -7,6 +7,7 @@ import pytest
 import torch
 from frames import golden_frames
 
+from sharp_demo.backbones.compat import cache_in, with_cache
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.backbones.positions import released_positions
 
@@ -81,7 +82,7 @@ def test_forward_decode_and_generate_agree(tiny_qwen: Backbone) -> None:
         for index, token in enumerate(new):
             assert int(step.logits[0, -1].argmax()) == int(token)
             position = inputs["position_ids"][..., -1:] + index + 1
-            step = model(input_ids=token[None, None], past_key_values=step.past_key_values, position_ids=position)
+            step = model(input_ids=token[None, None], position_ids=position, **with_cache(cache_in(step)))
     whole = {**inputs, "input_ids": output, "attention_mask": torch.ones_like(output)}
     whole["position_ids"] = released_positions(model.config, output, inputs["video_grid_thw"])
     whole["mm_token_type_ids"] = (output == model.config.video_token_id).int() * 2

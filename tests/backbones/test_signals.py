@@ -18,7 +18,7 @@ from sharp_demo.backbones.signals import VisionSignals, attention_received, sign
 from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning.method import SingleStage
 from sharp_demo.pruning.outcome import Selection
-from sharp_demo.pruning.runtime import Prefill
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.settings import Settings
 
 FRAMES = golden_frames(6, 60, 80)

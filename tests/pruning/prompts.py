@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from sharp_demo.backbones.compat import with_cache
 from sharp_demo.backbones.features import encode_video, model_inputs
 from sharp_demo.backbones.layout import VisualLayout, visual_layout
 from sharp_demo.backbones.load import Backbone
@@ -66,9 +67,9 @@ def greedy(prompt: Prompt, steps: int = 8, second_turn: int = 5) -> tuple[list[i
     output = prompt.model(
         input_ids=follow,
         position_ids=positions + 1 + torch.arange(second_turn),
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **with_cache(cache),
     )
     rows.append(output.logits[0, -1])
     return ids, torch.stack(rows), cache
@@ -207,7 +208,7 @@ def shortened(
     cache = DynamicCache(config=lm.config)
 
     def run(embeddings: Tensor, positions: Tensor) -> Tensor:
-        out = lm(inputs_embeds=embeddings, position_ids=positions, past_key_values=cache, use_cache=True)
+        out = lm(inputs_embeds=embeddings, position_ids=positions, use_cache=True, **with_cache(cache))
         return model.lm_head(out.last_hidden_state[0, -1])
 
     logits, ids = [suppress_placeholders(model, run(hidden[:, stays], at))], []

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from transformers import TextIteratorStreamer
 
+from sharp_demo.backbones.compat import cache_in, cache_name, with_cache
 from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.feather import Feather
 from sharp_demo.pruning.method import Method, SingleStage
 from sharp_demo.pruning.outcome import Role, Selection
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.registry import list_methods, make_method
-from sharp_demo.pruning.runtime import Prefill
 from sharp_demo.pruning.schedule import budget
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharp.bias import BiasCache
@@ -324,10 +325,10 @@ def test_second_turn_through_generate(tiny_llava: Backbone) -> None:
         second = prompt.model.generate(
             input_ids=turn,
             attention_mask=torch.ones_like(turn),
-            past_key_values=first.past_key_values,
             max_new_tokens=4,
             do_sample=False,
             eos_token_id=-1,
+            **with_cache(cache_in(first)),
         )
         assert run.kept.tolist() == kept
     with masked(prompt, 2, torch.tensor(kept)):
@@ -337,10 +338,10 @@ def test_second_turn_through_generate(tiny_llava: Backbone) -> None:
         again = prompt.model.generate(
             input_ids=turn,
             attention_mask=torch.ones_like(turn),
-            past_key_values=reference.past_key_values,
             max_new_tokens=4,
             do_sample=False,
             eos_token_id=-1,
+            **with_cache(cache_in(reference)),
         )
     assert first.sequences.tolist() == reference.sequences.tolist()
     assert second.tolist() == again.tolist()
@@ -424,7 +425,7 @@ def test_vanilla_calls_the_untouched_forward_with_the_same_arguments(prompt: Pro
             one, other = before.get(key), after.get(key)
             if isinstance(one, Tensor):
                 assert torch.equal(one, other), key
-            elif key == "past_key_values":  # each run has its own
+            elif key == cache_name():  # each run has its own
                 assert type(one) is type(other)
             else:
                 assert one == other, key

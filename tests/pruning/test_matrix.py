@@ -26,10 +26,11 @@ from sharp_demo.engine.generation import decode_step, prefill
 from sharp_demo.errors import MethodError, UnsupportedError
 from sharp_demo.page.build import build_ui
 from sharp_demo.pruning import registry
+from sharp_demo.pruning.layers import CacheNote
 from sharp_demo.pruning.method import Method, SingleStage, knob, top_k
 from sharp_demo.pruning.outcome import Role, Run, Selection
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.registry import list_methods, make_method
-from sharp_demo.pruning.runtime import Prefill
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.settings import Settings
 from tests.pruning.prompts import Prompt, greedy, lowest, scenes
@@ -389,4 +390,4 @@ def test_positions_are_numbered_anew_only_where_asked(name: str, tiny_llava: Bac
         method = make_method(name, 0.5, {"reindex_positions": reindex})
         with method(prompt.model, tiny_llava.processor):
             _, _, cache = greedy(prompt, steps=1)
-        assert bool(cache.renumbered) == reindex
+        assert bool(CacheNote.of(cache).renumbered) == reindex

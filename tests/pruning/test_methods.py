@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import StaticCache
 
+from sharp_demo.backbones.compat import cache_in, with_cache
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.errors import MethodError, UnsupportedError
 from sharp_demo.pruning.fastv import FastV
@@ -18,8 +19,8 @@ from sharp_demo.pruning.feather import Feather, budgeted_grid, uniform_grid
 from sharp_demo.pruning.floors import Latest, Random, Uniform
 from sharp_demo.pruning.method import Method, top_k
 from sharp_demo.pruning.outcome import Role, Selection
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.registry import list_methods, make_method, method_class
-from sharp_demo.pruning.runtime import Prefill
 from sharp_demo.pruning.schedule import budget, method_schedule
 from sharp_demo.pruning.sharp import ShaRP
 from tests.pruning.prompts import Prompt, greedy, scenes
@@ -164,7 +165,7 @@ def test_refusals_say_why(prompt: Prompt) -> None:
             forward(prompt, attention_mask=padded)
         static = StaticCache(config=model.config.get_text_config(), max_cache_len=256)
         with pytest.raises(UnsupportedError, match="DynamicCache"):
-            forward(prompt, past_key_values=static)
+            forward(prompt, **with_cache(static))
         with pytest.raises(UnsupportedError, match="use_cache=True"):
             forward(prompt, use_cache=False)
         with pytest.raises(UnsupportedError, match=r"run\.scores"):
@@ -212,9 +213,9 @@ def test_a_cache_whose_length_is_short_is_continued_right_or_not_at_all(method: 
         )
         turn = torch.cat((first.sequences, torch.arange(5)[None] + 9), 1)
         with pytest.raises(UnsupportedError, match="new tokens only and their position_ids"):
-            model.generate(input_ids=turn, past_key_values=first.past_key_values, max_new_tokens=2, do_sample=False)
+            model.generate(input_ids=turn, **with_cache(cache_in(first)), max_new_tokens=2, do_sample=False)
         with pytest.raises(UnsupportedError, match="new tokens only"), torch.no_grad():
-            model(input_ids=turn[:, -6:-5], past_key_values=first.past_key_values)
+            model(input_ids=turn[:, -6:-5], **with_cache(cache_in(first)))
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ def test_a_second_video_in_a_later_turn_is_refused(prompt: Prompt) -> None:
     with FastV(retention=0.3)(prompt.model):
         _, _, cache = greedy(prompt)
         with pytest.raises(UnsupportedError, match="first turn"):
-            forward(prompt, past_key_values=cache)
+            forward(prompt, **with_cache(cache))
 
 
 def test_text_without_a_video_runs_untouched(prompt: Prompt) -> None:

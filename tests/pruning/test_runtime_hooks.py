@@ -19,9 +19,10 @@ from sharp_demo.pruning.combined import Combined
 from sharp_demo.pruning.evs import EVS
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.floors import Latest, Uniform
+from sharp_demo.pruning.layers import AttentionOverride
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.outcome import Role, Selection
-from sharp_demo.pruning.runtime import AttentionOverride, Prefill
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.schedule import Schedule
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.visionzip import VisionZip

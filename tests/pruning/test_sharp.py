@@ -19,7 +19,7 @@ from sharp_demo.backbones.tiny import TinyShape, write_checkpoint
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning import attention
 from sharp_demo.pruning.fastv import FastV
-from sharp_demo.pruning.runtime import Prefill
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharp import bias as sharp_bias
 from sharp_demo.pruning.sharp import method as sharp_method

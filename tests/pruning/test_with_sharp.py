@@ -13,8 +13,8 @@ from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.outcome import Role, Run, Selection
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.registry import make_method
-from sharp_demo.pruning.runtime import Prefill
 from sharp_demo.pruning.schedule import budget, method_schedule
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharp.bias import BiasCache

@@ -20,7 +20,8 @@ from transformers.cache_utils import DynamicCache
 from sharp_demo.backbones.features import black_features
 from sharp_demo.backbones.processor import Processor, VideoPreprocessor
 from sharp_demo.pruning.attention import Span, last_query_logits, project_keys, segment_masked
-from sharp_demo.pruning.runtime import AttentionOverride, Pass, Prefill, run_layers
+from sharp_demo.pruning.layers import AttentionOverride, LayerPass, run_layers
+from sharp_demo.pruning.prefill import Prefill
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class BiasCache:
             self._entries.popitem(last=False)
 
 
-class _Masked(Pass):
+class _Masked(LayerPass):
     """The black video as one segment that does not see the text before it."""
 
     def __init__(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], span: Span, layers: tuple[int, ...]) -> None:
@@ -72,14 +73,14 @@ class _Masked(Pass):
 
 def bias_key(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...]) -> Hashable:
     """Everything the black rows depend on; the model counts as what it was when it was first seen."""
-    layout, tools, end = prefill.layout, prefill.tools, prefill.start + len(prefill.layout)
-    source = (ref(tools.model), preprocessing(tools.processor))
-    positions = None if tools.positions is None else tools.positions[..., :end].numpy().tobytes()
+    layout, context, end = prefill.layout, prefill.context, prefill.start + len(prefill.layout)
+    source = (ref(context.model), preprocessing(context.processor))
+    positions = None if context.positions is None else context.positions[..., :end].numpy().tobytes()
     slots = None if len(prefill.slots) == len(layout) else tuple(prefill.slots.tolist())
     grid = (layout.frames, layout.rows, layout.cols)
     backend = prefill.config._attn_implementation
     where = (tuple(prefill.renumbered), prefill.embeddings.dtype, str(prefill.embeddings.device), backend)
-    return (*source, layer, hidden_prefix_layers, grid, slots, positions, tools.prompt_ids[: prefill.start], *where)
+    return (*source, layer, hidden_prefix_layers, grid, slots, positions, context.prompt_ids[: prefill.start], *where)
 
 
 def preprocessing(processor: Any) -> VideoPreprocessor:
@@ -94,8 +95,8 @@ def black_rows(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ..
     `hidden_prefix_layers`: layers in which visual tokens do not see the prefix (SegM with `sys_visible=False`).
     The black video is one segment, so SegM changes nothing else about it.
     """
-    tools, start, end = prefill.tools, prefill.start, prefill.start + len(prefill.rows)
-    visual = black_features(tools.model, preprocessing(tools.processor), prefill.layout).to(prefill.embeddings)[
+    context, start, end = prefill.context, prefill.start, prefill.start + len(prefill.rows)
+    visual = black_features(context.model, preprocessing(context.processor), prefill.layout).to(prefill.embeddings)[
         prefill.slots
     ]
     hidden = torch.cat((prefill.embeddings[:1, :start], visual[None]), 1)
@@ -116,7 +117,7 @@ def black_logits(prefill: Prefill, layer: int, black: BlackRows) -> Tensor:
     """
     end = prefill.start + len(prefill.rows)
     rotary = (prefill.rotary[0][:1, end:], prefill.rotary[1][:1, end:])
-    rows = Pass(prefill.embeddings[:1, prefill.order[end:]], rotary)
+    rows = LayerPass(prefill.embeddings[:1, prefill.order[end:]], rotary)
     cache = DynamicCache(config=prefill.config)
     for i, (keys, values) in enumerate(black.cached):
         cache.update(keys, values, i)
@@ -130,9 +131,9 @@ def black_logits(prefill: Prefill, layer: int, black: BlackRows) -> Tensor:
 
 def black_bias(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...] = ()) -> Tensor:
     """The bias logits [heads, n] of this prompt, through the cache; stages `bias_setup` (cold only) and `bias`."""
-    if prefill.tools.bias_cache is None:
-        prefill.tools.bias_cache = BiasCache()
-    cache: BiasCache = prefill.tools.bias_cache
+    if prefill.context.bias_cache is None:
+        prefill.context.bias_cache = BiasCache()
+    cache: BiasCache = prefill.context.bias_cache
     key = bias_key(prefill, layer, hidden_prefix_layers)
     black = cache.get(key)
     if black is None:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.attention import Span, packing_for, project_keys, segment_masked, to_device
+from sharp_demo.pruning.layers import AttentionOverride
 from sharp_demo.pruning.method import Method, knob, top_k
 from sharp_demo.pruning.outcome import Role, Selection
-from sharp_demo.pruning.runtime import AttentionOverride, Prefill
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.schedule import Schedule, budget
 from sharp_demo.pruning.sharp.bias import black_bias
 from sharp_demo.pruning.sharp.regd import RegDOptions, refine

@@ -16,8 +16,8 @@ from sharp_demo.engine.generation import decode_step, end_tokens, prefill
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.outcome import Selection
+from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.registry import list_methods
-from sharp_demo.pruning.runtime import Prefill
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.pruning.vanilla import Vanilla
 from tests.pruning.prompts import lowest
