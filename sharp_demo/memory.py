@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from contextlib import suppress
+
+from sharp_demo.settings import heaps_are_chosen
 
 HEAPS = 2  # the one that imports filled, and one for the threads
 _M_ARENA_MAX = -8  # malloc.h
 
 
 def share_heaps(count: int = HEAPS) -> bool:
-    """Let all threads share `count` heaps of glibc's malloc; False where it is left alone.
+    """Let all threads share `count` heaps of glibc's malloc; return False where it is left alone.
 
     On its own it makes up to eight heaps a core, for threads that allocate at the same time, and keeps in each what
     was freed there. A server's runs wander over its threads, so that after hours every heap holds what the largest
     run needed. Call it before there are threads: heaps that exist stay. A MALLOC_ARENA_MAX of the environment holds.
     Source: man 3 mallopt, M_ARENA_MAX.
     """
-    if "MALLOC_ARENA_MAX" in os.environ:
+    if heaps_are_chosen():
         return False
     with suppress(OSError, AttributeError, TypeError):  # another libc, or none that can be named
         libc = ctypes.CDLL(None)
@@ -28,7 +29,7 @@ def share_heaps(count: int = HEAPS) -> bool:
 
 
 def trim_heaps() -> bool:
-    """Return freed heap to the system; False where there was none, or where the C library keeps it.
+    """Return freed heap to the system; the answer is False where there was none, or where the C library keeps it.
 
     On its own glibc returns only what is free at the top of a heap, so that one small block holds on to all that was
     freed below it. The next allocations must fetch their pages anew: call it where nothing is being timed.

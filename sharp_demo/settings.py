@@ -139,7 +139,7 @@ class Settings(BaseSettings):
 
 
 def read_settings() -> Settings:
-    """Settings from the environment; InputError names the variable that cannot be read, and why."""
+    """Read the settings from the environment; InputError names the variable that cannot be read, and why."""
     try:
         return Settings()
     except ValidationError as error:
@@ -148,8 +148,13 @@ def read_settings() -> Settings:
         raise InputError(f"{variable} is {first['input']!r}: {first['msg']}; correct it or unset it") from None
 
 
+def heaps_are_chosen() -> bool:
+    """Return whether the environment says how many heaps glibc's malloc makes."""
+    return "MALLOC_ARENA_MAX" in os.environ
+
+
 def usable_cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -176,7 +181,7 @@ def upload_folder() -> Path:
 
 
 def unknown_variables() -> dict[str, str]:
-    """SHARP_* variables that name no setting, each with the setting it is most like, or an empty string."""
+    """Return SHARP_* variables that name no setting, each with the setting it is most like, or an empty string."""
     known = [f"SHARP_{name.upper()}" for name in Settings.model_fields]
     unknown = [name for name in os.environ if name.startswith("SHARP_") and name not in known]
     return {name: next(iter(difflib.get_close_matches(name, known, 1)), "") for name in sorted(unknown)}
