@@ -63,7 +63,7 @@ def _attempt(job: Job, stride: int) -> Generator[Event, None, Result | MethodFai
         if is_device_lost(error):
             job.condition.lost = DEVICE_LOST
             return MethodFailed(label, "device_lost", DEVICE_LOST)
-        return MethodFailed(label, "internal", f"{label} failed for a reason that is our fault; the log has it.")
+        return MethodFailed(label, "internal", f"{label} failed for a reason that is our fault; the log has it")
 
 
 @torch.inference_mode()
@@ -90,6 +90,6 @@ def _answer(job: Job) -> Generator[Event, None, Result]:
 def _memory_message(shared: Shared) -> str:
     layout = shared.layout
     return (
-        f"The device ran out of memory at {layout.frames} x {layout.rows * layout.cols} = {layout.tokens} visual "
-        "tokens: use fewer frames."
+        f"the device ran out of memory at {layout.frames} x {layout.rows * layout.cols} = {layout.tokens} visual "
+        "tokens: use fewer frames"
     )

@@ -7,8 +7,8 @@ from typing import Literal
 
 from sharp_demo.errors import DeviceLostError
 
-NO_MEMORY = "The device ran out of memory, with half the frames too: choose fewer frames or a smaller model."
-DEVICE_LOST = "The accelerator failed and the server has to start anew; try again in a minute."
+NO_MEMORY = "the device ran out of memory, even with half the frames: choose fewer frames or a smaller model"
+DEVICE_LOST = "the accelerator failed and the server must restart; try again in a minute"
 
 
 @dataclass

@@ -23,17 +23,17 @@ def check_request(request: Request, limits: Settings) -> None:
         ("prefills", request.prefills, 100),
     ):
         if value is not None and (not isinstance(value, int) or not 1 <= value <= high):
-            raise InputError(f"{what} is {value}; it must be between 1 and {high}, a whole number.")
+            raise InputError(f"{what} is {value}; it must be between 1 and {high}, a whole number")
     if not 0 < request.retention <= 1:
-        raise MethodError(f"retention is {request.retention:g}; it must be above 0 and at most 1.")
+        raise MethodError(f"retention is {request.retention:g}; it must be above 0 and at most 1")
     if request.match not in ("tokens", "flops"):
-        raise InputError(f"match is {request.match!r}; it must be tokens or flops.")
+        raise InputError(f"match is {request.match!r}; it must be tokens or flops")
 
 
 def methods_of(request: Request) -> list[tuple[str, Method]]:
     """Build every method with its label; MethodError for a wrong option, which so costs nobody a wait."""
     if not request.methods:
-        raise MethodError("No method was chosen: pick at least one.")
+        raise MethodError("no method was chosen: pick at least one")
     labels = unique_labels(request.methods)
     built = []
     for label, spec in zip(labels, request.methods, strict=True):

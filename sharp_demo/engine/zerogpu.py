@@ -115,7 +115,7 @@ class ZeroGPUEngine(Engine):
         if self._placed is not None and name == self._placed.backbone.name:
             return self._placed
         if name not in self.settings.embedded:
-            raise ModelError(f"{name} is not served on this hardware; choose from {', '.join(self.models())}.")
+            raise ModelError(f"{name} is not served on this hardware; choose from {', '.join(self.models())}")
         return super()._load(name)
 
     def _on_device(
