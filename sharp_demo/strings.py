@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # at run time this module needs none of the others
-    from sharp_demo.pruning.method import Method
+if TYPE_CHECKING:  # at run time this module needs no other
     from sharp_demo.records import ModelInfo, Result
     from sharp_demo.settings import Settings
-    from sharp_demo.views.sweep import Verdict
-    from sharp_demo.views.walkthrough import Walk
 
 TITLE = "ShaRP: visual-token pruning, side by side"
 NAME = "ShaRP side by side"
@@ -175,16 +172,17 @@ frames; point at a patch for its scores.
 """
 
 
-def about(groups: Sequence[tuple[str, Sequence[type[Method]]]]) -> str:
-    """Return the explanation below the results, with one line per method of each titled group, as Markdown."""
+def about(groups: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Return the explanation below the results, with the `method_line`s of each titled group, as Markdown."""
     lines = []
     for title, members in groups:
-        lines += ["", f"**{title}**", ""]
-        for method in members:
-            year = f", {method.year}" if method.year else ""
-            link = f" [Paper{year}]({method.paper})" if method.paper else ""
-            lines.append(f"- **{method.title}**: {method.summary}{link}")
+        lines += ["", f"**{title}**", "", *members]
     return "\n".join([ABOUT, *lines])
+
+
+def method_line(title: str, summary: str, paper: str, year: int | None) -> str:
+    link = f" [Paper{f', {year}' if year else ''}]({paper})" if paper else ""
+    return f"- **{title}**: {summary}{link}"
 
 
 def loading(model: str) -> str:
@@ -340,12 +338,12 @@ def sweep_caption(answer: str, tokens: int) -> str:
     return f"{same}; ✗ another answer. Below it: the tokens that were kept."
 
 
-def verdict(found: Verdict) -> str:
-    """Return what a sweep found about one method."""
-    if found.flips is None:
-        return f"holds down to {percent(found.holds)}"
-    text = f"holds to {percent(found.holds)}, flips at {percent(found.flips)}"
-    return f"{text}, same again at {percent(found.returns)}" if found.returns is not None else text
+def verdict(holds: float, flips: float | None, returns: float | None) -> str:
+    """Return what a sweep found about one method: the retentions of `views.sweep.Verdict`."""
+    if flips is None:
+        return f"holds down to {percent(holds)}"
+    text = f"holds to {percent(holds)}, flips at {percent(flips)}"
+    return f"{text}, same again at {percent(returns)}" if returns is not None else text
 
 
 def kept_count(kept: int, visual: int) -> str:
@@ -429,14 +427,15 @@ WALK_FATES = {
 }
 
 
-def walk_segm(walk: Walk, frames: int) -> str:
-    if not walk.cosines:
+def walk_segm(cosines: Sequence[float], tau: float, segments: int) -> str:
+    """`cosines`: of each frame to the one before it."""
+    if not cosines:
         return "One frame is one segment."
-    low = min(range(len(walk.cosines)), key=walk.cosines.__getitem__)
-    cut = f"{len(walk.segments)} segments" if len(walk.segments) > 1 else "one segment"
+    low = min(range(len(cosines)), key=cosines.__getitem__)
+    cut = f"{segments} segments" if segments > 1 else "one segment"
     return (
-        f"Between the frames: the cosine of their mean embeddings. Below τ = {walk.tau_seg:g} (Eq. 3) a new segment "
-        f"begins, so these {frames} frames make {cut}. The lowest, {walk.cosines[low]:.2f}, is before frame {low + 2}."
+        f"Between the frames: the cosine of their mean embeddings. Below τ = {tau:g} (Eq. 3) a new segment begins, so "
+        f"these {len(cosines) + 1} frames make {cut}. The lowest, {cosines[low]:.2f}, is before frame {low + 2}."
     )
 
 
@@ -447,12 +446,13 @@ def walk_mask(visible: float) -> str:
     )
 
 
-def walk_posc(walk: Walk, penalty: float, k: int) -> str:
+def walk_posc(penalty: float, k: int, late_frames: float, before: float, after: float) -> str:
+    """`late_frames`: the last third's share of all tokens; `before`, `after`: its share of the top K."""
     return (
         "The last word of the prompt looks at the video; tokens that it looks at most are kept. Part of that look is "
         f"habit: a black video gets it too. PosC subtracts λ = {penalty:g} times that (Eq. 5) and takes the top "
-        f"K = {k}. The last third of the frames ({walk.late_frames:.0%} of the tokens) has {walk.late_raw:.0%} of the "
-        f"top K before and {walk.late:.0%} after."
+        f"K = {k}. The last third of the frames ({late_frames:.0%} of the tokens) has {before:.0%} of the top K before "
+        f"and {after:.0%} after."
     )
 
 
@@ -465,9 +465,8 @@ def walk_heat(kind: str, low: float, high: float) -> str:
     return f"{what} Dark {low:.2g}, bright {high:.2g} and above."
 
 
-def walk_change(walk: Walk) -> str:
-    brought = len(walk.registers - walk.by_raw)
-    return f"PosC exchanged {brought} of the top {len(walk.registers)} tokens."
+def walk_change(brought: int, k: int) -> str:
+    return f"PosC exchanged {brought} of the top {k} tokens."
 
 
 def walk_regd(k: int, tokens: int) -> str:
@@ -477,23 +476,32 @@ def walk_regd(k: int, tokens: int) -> str:
     )
 
 
-def walk_steps(walk: Walk, tokens: int, config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the sentence of each of RegD's steps."""
-    k, absorbed = len(walk.registers), len(walk.absorbed)
-    others, gone = tokens - k, len(walk.prefiltered)
+def walk_steps(
+    *,
+    k: int,
+    others: int,
+    prefiltered: int,
+    absorbed: int,
+    pivots: int,
+    filled: int,
+    repaired: int,
+    tau_filter: float,
+    tau_merge: float,
+) -> dict[str, str]:
+    """Return the sentence of each of RegD's steps, from how many tokens of each kind there are."""
     return {
         "registers": f"The {k} tokens with the highest debiased scores are the registers.",
         "prefilter": (
-            f"{gone} of the {others} other tokens resemble a register of their segment (cosine above "
-            f"{config['tau_filter']:g}) and are out: they would add nothing."
+            f"{prefiltered} of the {others} other tokens resemble a register of their segment (cosine above "
+            f"{tau_filter:g}) and are out: they would add nothing."
         ),
         "dedup": (
-            f"{absorbed} of the {k} registers resemble the pivot before them (cosine above {config['tau_merge']:g}) "
-            f"and are absorbed by {len(walk.pivots)} pivots."
+            f"{absorbed} of the {k} registers resemble the pivot before them (cosine above {tau_merge:g}) and are "
+            f"absorbed by {pivots} pivots."
         ),
         "fill": (
-            f"The {absorbed} free places go to the most different of the tokens left (Eq. 6): {len(walk.filled)} from "
-            f"clusters, {len(walk.repaired)} by score. Again {k} tokens."
+            f"The {absorbed} free places go to the most different of the tokens left (Eq. 6): {filled} from clusters, "
+            f"{repaired} by score. Again {k} tokens."
         ),
     }
 

@@ -18,7 +18,7 @@ from sharp_demo.page.api_examples import api_markdown
 from sharp_demo.page.components import HERE, example_row, plain_text
 from sharp_demo.page.controls import KNOBS
 from sharp_demo.page.examples import Example
-from sharp_demo.page.menu import group_css, grouped
+from sharp_demo.page.menu import described, group_css
 from sharp_demo.page.runs import HIDDEN, Controls, Runs, Updates
 from sharp_demo.page.tabs import build_tabs
 from sharp_demo.page.tabs.compare import KEEP_FILES_S
@@ -54,7 +54,7 @@ def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
                 controls = _inputs(runs)
             with gr.Column(scale=4, min_width=300):
                 tabs, compare = build_tabs(runs, controls)
-        gr.Markdown(strings.about(grouped()))
+        gr.Markdown(strings.about(described()))
         with gr.Accordion(strings.API, open=False, elem_id="api"):
             api_text = gr.Markdown()
         if settings.kiosk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sharp_demo import strings
 from sharp_demo.pruning import registry
 from sharp_demo.pruning.method import GROUPS, Method
 
@@ -11,6 +12,14 @@ def grouped(methods: tuple[type[Method], ...] | None = None) -> list[tuple[str, 
     known = registry.METHODS if methods is None else methods
     found = [(title, [one for one in known if one.group() == group]) for group, title in GROUPS.items()]
     return [(title, members) for title, members in found if members]
+
+
+def described() -> list[tuple[str, list[str]]]:
+    """The groups with one line of Markdown per method."""
+    return [
+        (title, [strings.method_line(one.title, one.summary, one.paper, one.year) for one in members])
+        for title, members in grouped()
+    ]
 
 
 def method_choices() -> list[tuple[str, str]]:

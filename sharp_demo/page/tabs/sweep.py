@@ -101,8 +101,9 @@ def sweep_table(board: Board, lines: Sequence[Line]) -> dict[str, Any]:
     rows = []
     for line in lines:
         points = {point.retention: point for point in line.points}
-        found = strings.verdict(verdict(line.points)) if len(points) > 1 else unknown
-        cells: list[Any] = [{"text": line.label, "color": method_color(line.method), "note": found}]
+        found = verdict(line.points) if len(points) > 1 else None
+        note = strings.verdict(found.holds, found.flips, found.returns) if found else unknown
+        cells: list[Any] = [{"text": line.label, "color": method_color(line.method), "note": note}]
         for step in steps:
             point, own = points.get(step), strings.at_share(line.label, step) if step < 1 else vanilla
             if point is not None:

@@ -71,11 +71,11 @@ class Walkthrough(Mode):
 
 def chapters_of(walk: Walk, result: Result, vanilla: Result | None) -> list[dict[str, Any]]:
     """Return the chapters: title, text, and the pictures to choose from (each with its own text)."""
-    tokens = result.layout.tokens
+    tokens, k = result.layout.tokens, len(walk.registers)
     cuts = {"cosines": walk.cosines, "tau": walk.tau_seg, "segments": walk.segments}
     segm = {
         "title": strings.WALK_SEGM,
-        "text": strings.walk_segm(walk, result.layout.frames),
+        "text": strings.walk_segm(walk.cosines, walk.tau_seg, len(walk.segments)),
         "cuts": cuts,
         "mask": strings.walk_mask(walk.visible),
         "views": [],
@@ -85,16 +85,27 @@ def chapters_of(walk: Walk, result: Result, vanilla: Result | None) -> list[dict
         levels, low, high = heat_of(values)
         text = strings.walk_heat(kind, low, high)
         heat.append({"label": strings.WALK_SCORES[kind], "text": text, "codes": encode(levels), "heat": True})
-    change = {"label": strings.WALK_CHANGE, "text": strings.walk_change(walk), **_picture(change_of(walk, tokens))}
+    changed = strings.walk_change(len(walk.registers - walk.by_raw), k)
+    change = {"label": strings.WALK_CHANGE, "text": changed, **_picture(change_of(walk, tokens))}
     posc = {
         "title": strings.WALK_POSC,
-        "text": strings.walk_posc(walk, result.config["penalty"], len(walk.registers)),
+        "text": strings.walk_posc(result.config["penalty"], k, walk.late_frames, walk.late_raw, walk.late),
         "views": [*heat, *([change] if "debiased" in result.scores else [])],
     }
-    counts = strings.walk_steps(walk, tokens, result.config)
+    counts = strings.walk_steps(
+        k=k,
+        others=tokens - k,
+        prefiltered=len(walk.prefiltered),
+        absorbed=len(walk.absorbed),
+        pivots=len(walk.pivots),
+        filled=len(walk.filled),
+        repaired=len(walk.repaired),
+        tau_filter=result.config["tau_filter"],
+        tau_merge=result.config["tau_merge"],
+    )
     regd = {
         "title": strings.WALK_REGD,
-        "text": strings.walk_regd(len(walk.registers), tokens),
+        "text": strings.walk_regd(k, tokens),
         "views": [
             {"label": strings.WALK_STEPS[name], "text": counts[name], **_picture(picture)}
             for name, picture in steps_of(walk, tokens)
