@@ -12,9 +12,10 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from io import TextIOWrapper
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,10 +26,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sharp_demo.errors import InputError, MethodError
-from sharp_demo.pruning.schedule import LEAST_LAYER, NOMINAL, PDROP_CUTS, SCHEDULES
+from sharp_demo.pruning.registry import list_methods
 
 if TYPE_CHECKING:
     from sharp_demo.cost import ModelShape
+    from sharp_demo.pruning.method import Method
     from sharp_demo.records import Decoded, Event, MethodFailed, MethodSpec, Result, Started
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -141,7 +143,7 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help=f"comma-separated, run in this order; there are {', '.join(SCHEDULES)} (`methods` describes them)"
+            help=f"comma-separated, run in this order; there are {', '.join(list_methods())} (`methods` describes them)"
         ),
     ] = "vanilla,fastv,feather,sharp",
     retention: Annotated[float, typer.Option(help="share of visual tokens to keep, in (0, 1]")] = 0.2,
@@ -460,22 +462,6 @@ def methods() -> None:
 
 # -- flops -----------------------------------------------------------------------------------------------------------
 
-# The method options that change a cost.
-FLOPS_OPTIONS = {
-    "vanilla": (),
-    "fastv": ("layer",),
-    "feather": ("layer", "paper_mode"),
-    "sharp": ("layer", "score_layer", "posc"),
-    "pdrop": ("decay", "cuts"),
-    "visionzip": ("frames",),
-    "framefusion": (),
-    **dict.fromkeys(("sharpv", "evs"), ()),
-    "holitom": ("frames", "inner_layer", "drop"),
-    "visionzip+sharp": ("frames", "layer", "outer_ratio", "score_layer", "posc"),
-    "holitom+sharp": ("frames", "layer", "drop", "score_layer", "posc"),
-    **dict.fromkeys(("random", "uniform", "latest"), ("layer",)),
-}
-
 
 @app.command()
 def flops(
@@ -483,7 +469,7 @@ def flops(
         str, typer.Option(help="llava-onevision-0.5b, llava-onevision-7b, qwen2-vl-2b or qwen2-vl-7b")
     ] = ("llava-onevision-7b"),
     tokens: Annotated[int, typer.Option(min=1, help="visual tokens of the video")] = 6272,
-    method: Annotated[str, typer.Option(help=f"one of {', '.join(SCHEDULES)}")] = "sharp",
+    method: Annotated[str, typer.Option(help=f"one of {', '.join(list_methods())}")] = "sharp",
     retention: Annotated[float, typer.Option(help="share of visual tokens to keep, in (0, 1]")] = 0.2,
     match: Annotated[
         Match, typer.Option(help="flops: the retention that costs what FastV (K=2) costs at the asked one")
@@ -499,56 +485,39 @@ def flops(
         _print_reference()
         return
     from sharp_demo.cost import SHAPES, paper_tflops
-    from sharp_demo.pruning.schedule import check_layer_mean, method_schedule, mlp_per_layer, visual_per_layer
+    from sharp_demo.pruning.matching import flops_matched_retention
 
     if config not in SHAPES:
         raise InputError(f"no configuration named {config!r}; there are: {', '.join(SHAPES)}")
     if not 0 < retention <= 1:
         raise InputError(f"the retention is {retention:g}; it must be above 0 and at most 1")
     shape, options = SHAPES[config], dict(parse_option(text) for text in option or ())
-    _check_flops_options(method, options, shape.layers, tokens)
-
-    def counts(share: float) -> list[int]:
-        return visual_per_layer(shape.layers, tokens, method_schedule(method, share, tokens, shape.layers, options))
-
-    if match is Match.flops and method != "vanilla":
-        from sharp_demo.cost import flops_matched_retention
-
-        retention = flops_matched_retention(shape, tokens, retention, counts, method)
-    check_layer_mean(method, retention, shape.layers)
-    per_layer = counts(retention)
-    paper = paper_tflops(shape, per_layer, mlp_per_layer(per_layer, method))
+    frames = _frames(options.pop("frames", 1), tokens)
+    made = _costed(method, retention, options)
+    if match is Match.flops and made.active:
+        made = replace(made, retention=flops_matched_retention(made, shape, tokens, retention, frames))
+    made.check(shape.layers)
+    per_layer = made.visual_per_layer(shape.layers, tokens, frames)
+    paper = paper_tflops(shape, per_layer, made.mlp_per_layer(per_layer))
     print(f"{paper:.3f} TFLOPs, paper convention (visual tokens only, one multiply-add = 1)")
-    _stdout().print(_cost_table(config, method, shape, tokens, per_layer, retention, text_tokens, options))
+    _stdout().print(_cost_table(config, made, shape, tokens, frames, text_tokens))
 
 
-def _check_flops_options(method: str, options: dict[str, Any], layers: int, tokens: int) -> None:
-    known = FLOPS_OPTIONS.get(method)
-    if known is None:
-        return  # the schedule says which methods there are
-    known = tuple(dict.fromkeys((*known, "frames")))  # taken by all: one command line serves several methods
+def _costed(name: str, retention: float, options: dict[str, Any]) -> Method:
+    """Build the method; options that change no cost are refused, since their figures would be the same."""
+    from sharp_demo.pruning.registry import make_method, method_class
+
+    known = [option.name for option in fields(method_class(name)) if option.metadata.get("costs")]
     if unknown := set(options) - set(known):
-        raise MethodError(f"option {min(unknown)} changes no cost of {method}; flops knows {', '.join(known)}")
-    for name in ("layer", "inner_layer"):
-        layer, first = options.get(name, 1), LEAST_LAYER.get(method, 0)
-        if type(layer) is not int or not first <= layer < layers:
-            raise MethodError(
-                f"{name} is {layer!r}; this model has layers 0 to {layers - 1}, and {method} drops from {first} on"
-            )
-    if options.get("score_layer", "lookahead") not in ("lookahead", "first"):
-        raise MethodError(f"score_layer is {options['score_layer']!r}; it must be lookahead or first")
-    if options.get("cuts", "comparison") not in PDROP_CUTS:
-        raise MethodError(f"cuts is {options['cuts']!r}; it must be {' or '.join(PDROP_CUTS)}")
-    for name, low, high in (("decay", 0, 1), ("drop", 0, 0.99), ("outer_ratio", 1, 1000)):
-        value = options.get(name, low)
-        if type(value) not in (int, float) or not low <= value <= high:
-            raise MethodError(f"{name} is {value!r}; it must be between {low} and {high}")
-    frames = options.get("frames", 1)
+        known.append("frames")  # taken by all: one command line serves several methods
+        raise MethodError(f"option {min(unknown)} changes no cost of {name}; flops knows {', '.join(known)}")
+    return make_method(name, retention, options)
+
+
+def _frames(frames: Any, tokens: int) -> int:
     if type(frames) is not int or frames < 1 or tokens % frames:
         raise MethodError(f"frames is {frames!r}; {tokens} visual tokens must be a whole number for each frame")
-    for name in ("paper_mode", "posc"):
-        if not isinstance(options.get(name, True), bool):
-            raise MethodError(f"{name} is {options[name]!r}; it must be true or false")
+    return frames
 
 
 def _stdout() -> Console:
@@ -563,22 +532,13 @@ def _table(*columns: str, title: str | None = None) -> Table:
     )
 
 
-def _cost_table(
-    config: str,
-    method: str,
-    shape: ModelShape,
-    n: int,
-    per_layer: list[int],
-    retention: float,
-    text_tokens: int,
-    options: dict[str, Any],
-) -> Table:
-    from sharp_demo.cost import TERA, exact_tflops, kv_bytes, overhead_macs, paper_tflops
-    from sharp_demo.pruning.schedule import mlp_per_layer
+def _cost_table(config: str, method: Method, shape: ModelShape, n: int, frames: int, text_tokens: int) -> Table:
+    from sharp_demo.cost import TERA, exact_tflops, kv_bytes, paper_tflops
 
-    mlp = mlp_per_layer(per_layer, method)
+    per_layer = method.visual_per_layer(shape.layers, n, frames)
+    mlp = method.mlp_per_layer(per_layer)
     full = [n] * shape.layers
-    table = _table("", method, "vanilla", "vanilla / this", "this / vanilla", title=config)
+    table = _table("", method.name, "vanilla", "vanilla / this", "this / vanilla", title=config)
 
     def row(label: str, this: float, vanilla: float, unit: Callable[[float], str]) -> None:
         table.add_row(label, unit(this), unit(vanilla), f"{vanilla / this:.2f}x", f"{this / vanilla:.1%}")
@@ -587,7 +547,7 @@ def _cost_table(
     exact = exact_tflops(shape, per_layer, text_tokens, mlp_per_layer=mlp)
     exact_full = exact_tflops(shape, full, text_tokens)
     row("TFLOPs, exact", exact, exact_full, "{:.3f}".format)
-    stages = overhead_macs(method, shape, n, retention, text_tokens, options=options)
+    stages = method.overhead_macs(shape, n, text_tokens, frames=frames)
     every_time = sum(macs for stage, macs in stages.items() if stage != "bias_setup")
     if stages:
         row("  with scoring, bias warm", exact + 2 * every_time / TERA, exact_full, "{:.3f}".format)
@@ -601,25 +561,21 @@ def _cost_table(
         f"exact: 2 x multiply-adds with {text_tokens} text tokens, causal attention, grouped heads, SwiGLU, one row "
         "of logits; without vision tower and token similarities"
     )
-    if method in NOMINAL:
-        table.caption += f"\nnominal: how many tokens {method} keeps in each layer depends on the video"
+    if method.adaptive:
+        table.caption += f"\nnominal: how many tokens {method.name} keeps in each layer depends on the video"
     return table
 
 
 def _runs(per_layer: list[int]) -> str:
     """Write runs of equal counts as `layers x tokens`."""
-    runs: list[list[int]] = []
-    for count in per_layer:
-        if runs and runs[-1][1] == count:
-            runs[-1][0] += 1
-        else:
-            runs.append([1, count])
-    return ", ".join(f"{layers} x {count}" for layers, count in runs)
+    return ", ".join(f"{len(list(run))} x {count}" for count, run in groupby(per_layer))
 
 
 def _print_reference() -> None:
-    from sharp_demo.cost import PAPER_ROWS, SHAPES, paper_flops_matched, paper_tflops
-    from sharp_demo.pruning.schedule import method_schedule, visual_per_layer
+    from sharp_demo.cost import SHAPES, paper_tflops
+    from sharp_demo.pruning.matching import PAPER_ROWS, paper_flops_matched
+    from sharp_demo.pruning.registry import method_schedule
+    from sharp_demo.pruning.schedule import visual_per_layer
 
     table = _table(
         "table", "method", "kept", "printed", "ours", "difference", "rounds to the printed figure", "FLOPs-matched"

@@ -17,11 +17,10 @@ import numpy as np
 import pytest
 
 from sharp_demo import doctor
-from sharp_demo.cli import FLOPS_OPTIONS, main, method_specs, parse_option
+from sharp_demo.cli import main, method_specs, parse_option
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.fastv import FastV
-from sharp_demo.pruning.registry import METHODS, list_methods
-from sharp_demo.pruning.schedule import LEAST_LAYER, NOMINAL, SCHEDULES
+from sharp_demo.pruning.registry import METHODS, list_methods, method_class
 from sharp_demo.records import MethodSpec
 from sharp_demo.settings import Settings
 from tests.video.clips import write_clip, write_sound
@@ -127,13 +126,13 @@ def test_flops_matches_fastv_on_demand(capsys: pytest.CaptureFixture) -> None:
     assert "27 x 1769" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("method", SCHEDULES)
+@pytest.mark.parametrize("method", list_methods())
 def test_flops_takes_frames_for_every_method_and_says_what_is_nominal(
     method: str, capsys: pytest.CaptureFixture
 ) -> None:
     assert main(["flops", "--method", method, "--option", "frames=32"]) == 0
     out = capsys.readouterr().out
-    assert ("nominal: how many tokens" in out) == (method in NOMINAL)
+    assert ("nominal: how many tokens" in out) == method_class(method)().adaptive
 
 
 def test_methods_lists_every_method_with_what_it_needs(capsys: pytest.CaptureFixture) -> None:
@@ -149,15 +148,13 @@ def test_methods_lists_every_method_with_what_it_needs(capsys: pytest.CaptureFix
         assert f"{name}: " in out
 
 
-def test_what_the_command_line_knows_without_torch_is_what_the_registry_says() -> None:
-    assert list(SCHEDULES) == list_methods()
-    assert FLOPS_OPTIONS.keys() == set(SCHEDULES)
+def test_flops_takes_the_options_that_change_a_cost_and_refuses_others(capsys: pytest.CaptureFixture) -> None:
     for method in METHODS:
-        options = {option.name: option.metadata for option in fields(method)}
-        assert set(FLOPS_OPTIONS[method.name]) <= {*options, "frames"}
-        assert (method.name in NOMINAL) == method(retention=0.2).adaptive
-        if "layer" in options:
-            assert options["layer"]["low"] == LEAST_LAYER.get(method.name, 0)
+        for option in fields(method):
+            costs, value = option.metadata["costs"], json.dumps(option.default)
+            code = main(["flops", "--method", method.name, "--option", f"{option.name}={value}"])
+            assert code == (0 if costs else 2), option.name
+            assert costs or f"changes no cost of {method.name}; flops knows" in capsys.readouterr().err
 
 
 def test_flops_of_a_budget_per_frame(capsys: pytest.CaptureFixture) -> None:
@@ -202,30 +199,33 @@ def test_reference_names_the_cells_that_round_differently(capsys: pytest.Capture
         (["flops", "--config", "gpt"], "no configuration named 'gpt'; there are: llava-onevision-0.5b"),
         (["flops", "--method", "gpt"], "no method named 'gpt'; the methods are vanilla, fastv"),
         (["flops", "--tokens", "0"], "--tokens"),
-        (["flops", "--option", "layer=40"], "layer is 40; this model has layers 0 to 27"),
-        (["flops", "--option", "layer=2.0"], "layer is 2.0"),
-        (["flops", "--option", "layer=true"], "layer is True"),
-        (["flops", "--option", "layer=0"], "sharp drops from 1 on"),
+        (["flops", "--option", "layer=40"], "prunes before layer 40, but this model has layers 0 to 27"),
+        (["flops", "--option", "layer=2.0"], "layer is '2.0'; it must be a whole number"),
+        (["flops", "--option", "layer=true"], "layer is 'True'; it must be a whole number"),
+        (["flops", "--option", "layer=0"], "sharp: layer is 0; it must be at least 1"),
         (
             ["flops", "--option", "tau_seg=0.5"],
-            "tau_seg changes no cost of sharp; flops knows layer, score_layer, posc",
+            "tau_seg changes no cost of sharp; flops knows posc, layer, score_layer, frames",
         ),
         (
             ["flops", "--method", "vanilla", "--option", "layer=3"],
             "layer changes no cost of vanilla; flops knows frames",
         ),
-        (["flops", "--option", "score_layer=last"], "must be lookahead or first"),
+        (["flops", "--option", "score_layer=last"], "must be one of lookahead, first"),
         (["flops", "--option", "posc=3"], "must be true or false"),
-        (["flops", "--method", "pdrop", "--option", "cuts=quarters"], "cuts is 'quarters'; it must be comparison or"),
-        (["flops", "--method", "pdrop", "--option", "decay=2"], "decay is 2; it must be between 0 and 1"),
+        (
+            ["flops", "--method", "pdrop", "--option", "cuts=quarters"],
+            "cuts is 'quarters'; it must be one of comparison, official",
+        ),
+        (["flops", "--method", "pdrop", "--option", "decay=2"], "decay is 2; it must be at most 1"),
         (["flops", "--method", "framefusion", "--retention", "0.03"], "it must be above 1/28 = 0.0357"),
         (["flops", "--method", "visionzip", "--option", "frames=5"], "frames is 5; 6272 visual tokens must be a whole"),
         (["flops", "--match", "flops", "--option", "layer=20"], "ask for a higher retention or match=tokens"),
         (
             ["flops", "--method", "holitom", "--option", "inner_layer=28"],
-            "inner_layer is 28; this model has",
+            "prunes before layer 28, but this model has",
         ),
-        (["flops", "--method", "holitom", "--option", "drop=1"], "drop is 1; it must be between 0 and 0.99"),
+        (["flops", "--method", "holitom", "--option", "drop=1"], "drop is 1; it must be at most 0.99"),
         (["nonsense"], "nonsense"),
         (["flops", "--nonsense"], "--nonsense"),
     ],

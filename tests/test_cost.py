@@ -1,7 +1,9 @@
 """FLOPs and KV bytes against the ShaRP paper's printed tables, hand counts and a brute-force mask."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,23 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sharp_demo.cost import (
-    PAPER_ROWS,
     SHAPES,
     ModelShape,
-    PaperRow,
     bias_macs,
     bias_setup_macs,
     exact_tflops,
-    flops_matched_retention,
     kv_bytes,
-    overhead_macs,
-    paper_flops_matched,
     paper_tflops,
     score_macs,
     segment_masked_pairs,
 )
 from sharp_demo.errors import MethodError
-from sharp_demo.pruning.schedule import method_schedule, mlp_per_layer, visual_per_layer
+from sharp_demo.pruning.floors import Random
+from sharp_demo.pruning.framefusion import FrameFusion
+from sharp_demo.pruning.holitom import HoliTom
+from sharp_demo.pruning.matching import PAPER_ROWS, PaperRow, flops_matched_retention, paper_flops_matched
+from sharp_demo.pruning.pdrop import PDrop
+from sharp_demo.pruning.registry import make_method, method_schedule
+from sharp_demo.pruning.schedule import visual_per_layer
+from sharp_demo.pruning.sharp import ShaRP
 
 TABLES = json.loads((Path(__file__).parent / "data/paper_tables.json").read_text())
 OV7B = SHAPES["llava-onevision-7b"]
@@ -101,7 +105,7 @@ def test_the_matched_retention_of_fastvs_own_rows_is_its_own() -> None:
 )
 def test_table_3_prints_4_3(method: str, retention: float, ours: float) -> None:
     """Shares per layer are the row's own: 25 of 196 tokens; 39 then 12.4 % of all; 30 of 196 then half."""
-    counts = visual_per_layer(28, 6272, method_schedule(method, retention, 6272, 28, {"frames": 32}))
+    counts = visual_per_layer(28, 6272, method_schedule(method, retention, 6272, frames=32))
     cost = paper_tflops(OV7B, counts)
     assert cost == pytest.approx(ours, abs=5e-4)
     assert f"{cost:.1f}" == "4.3"
@@ -124,39 +128,38 @@ def test_framefusion_costs_what_the_documentation_says(
     """At FastV's mean over layers; where nothing merges, layer 0's attention sees all and its MLP what is left."""
     shape, mean = SHAPES[config], (2 + 26 * asked) / 28
 
-    def counts(share: float) -> list[int]:
-        return per_layer("framefusion", shape, n, share)
-
+    method = FrameFusion(retention=mean)
+    counts = method.visual_per_layer(28, n)
     assert paper_tflops(shape, [round(mean * n)] * 28) == pytest.approx(even, abs=6e-3)
-    assert paper_tflops(shape, counts(mean), mlp_per_layer(counts(mean), "framefusion")) == pytest.approx(
-        first, abs=6e-3
-    )
-    assert flops_matched_retention(shape, n, asked, counts, "framefusion") == pytest.approx(matched, abs=6e-4)
+    assert paper_tflops(shape, counts, method.mlp_per_layer(counts)) == pytest.approx(first, abs=6e-3)
+    assert flops_matched_retention(method, shape, n, asked) == pytest.approx(matched, abs=6e-4)
 
 
 @pytest.mark.parametrize(("asked", "matched"), [(0.25, 0.2820), (0.2, 0.2346), (0.15, 0.1872), (0.1, 0.1398)])
 def test_flops_matched_retention_of_sharp(asked: float, matched: float) -> None:
-    got = flops_matched_retention(OV7B, 6272, asked, lambda r: per_layer("sharp", OV7B, 6272, r))
+    got = flops_matched_retention(ShaRP(), OV7B, 6272, asked)
     assert got == pytest.approx(matched, abs=1e-4)
 
 
 @pytest.mark.parametrize("method", ["fastv", "feather"])
 def test_flops_matched_retention_leaves_the_reference_alone(method: str) -> None:
-    got = flops_matched_retention(OV7B, 6272, 0.2, lambda r: per_layer(method, OV7B, 6272, r))
+    got = flops_matched_retention(make_method(method, 0.5), OV7B, 6272, 0.2)
     assert round(got * 6272) == 1254
 
 
 @given(st.integers(1, 5000), st.floats(0.02, 1.0), st.integers(0, 6))
 def test_flops_matched_retention_is_the_nearest_token_count(n: int, asked: float, layer: int) -> None:
+    method = Random(layer=layer)
+
     def counts(r: float) -> list[int]:
-        return visual_per_layer(28, n, method_schedule("sharp", r, n, options={"layer": layer}))
+        return visual_per_layer(28, n, replace(method, retention=r).schedule(28, n))
 
     target = paper_tflops(OV7B, per_layer("fastv", OV7B, n, asked))
     if paper_tflops(OV7B, counts(1 / n)) > target * (1 + 1e-9):
         with pytest.raises(MethodError, match="ask for a higher retention"):
-            flops_matched_retention(OV7B, n, asked, counts)
+            flops_matched_retention(method, OV7B, n, asked)
         return
-    kept = round(flops_matched_retention(OV7B, n, asked, counts) * n)
+    kept = round(flops_matched_retention(method, OV7B, n, asked) * n)
     best = min(
         range(max(1, kept - 3), min(n, kept + 3) + 1), key=lambda k: abs(paper_tflops(OV7B, counts(k / n)) - target)
     )
@@ -219,12 +222,14 @@ def test_a_question_of_the_cached_bias_completes_the_full_run() -> None:
 
 
 def test_overheads_by_method() -> None:
-    cost = lambda method, **options: overhead_macs(method, TOY, 10, 0.5, 4, 1, options)  # noqa: E731
+    def cost(method: str, **options: Any) -> dict[str, int]:
+        return make_method(method, 0.5, options).overhead_macs(TOY, 10, 4, 1)
+
     assert cost("vanilla") == cost("random") == {}
     assert cost("fastv") == {"scores": score_macs(TOY, 14)}
     assert cost("feather") == {"scores": score_macs(TOY, 10, project_keys=True)}
     assert cost("pdrop") == {"scores": sum(score_macs(TOY, v + 4, project_keys=True) for v in (10, 5, 2))}
-    assert overhead_macs("pdrop", TOY, 10, 0.5, 4, achieved=[10, 8, 6, 6]) == {
+    assert PDrop(retention=0.5).overhead_macs(TOY, 10, 4, achieved=[10, 8, 6, 6]) == {
         "scores": sum(score_macs(TOY, v + 4, project_keys=True) for v in (10, 8, 6))
     }
     assert cost("sharp") == {
@@ -234,8 +239,8 @@ def test_overheads_by_method() -> None:
     }
     assert cost("holitom") == {"scores": score_macs(TOY, 5 + 4)}
     assert cost("holitom", drop=0.0) == {"scores": 0}
-    behind = {"inner_layer": 1, "frames": 1}
-    assert overhead_macs("holitom", TOY, 10, 0.5, 4, 1, behind, achieved=[6, 3]) == {"scores": score_macs(TOY, 6 + 4)}
+    behind = HoliTom(retention=0.5, inner_layer=1)
+    assert behind.overhead_macs(TOY, 10, 4, 1, achieved=[6, 3]) == {"scores": score_macs(TOY, 6 + 4)}
     assert cost("visionzip+sharp", outer_ratio=1.6) == {
         "scores": score_macs(TOY, 8 + 4, project_keys=True),
         "bias": bias_macs(TOY, 8, 4, 1),

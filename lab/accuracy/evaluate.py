@@ -29,8 +29,9 @@ from lab.world.questions import KINDS
 from lab.world.records import Split, SyntheticClip
 from sharp_demo.backbones.files import read_json
 from sharp_demo.backbones.load import Backbone, load
-from sharp_demo.cost import ModelShape, flops_matched_retention, paper_tflops
+from sharp_demo.cost import ModelShape, paper_tflops
 from sharp_demo.errors import InputError, MethodError
+from sharp_demo.pruning.matching import match_flops
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.settings import Settings
@@ -189,13 +190,7 @@ def visual_tokens(backbone: Backbone, clip: SyntheticClip) -> int:
 
 def matched(method: Method, match: str, shape: ModelShape, n: int, frames: int) -> Method:
     """The method at the retention asked for, or at the one that costs what FastV (K=2) costs there."""
-    if match == "tokens" or not method.active:
-        return method
-
-    def per_layer(retention: float) -> list[int]:
-        return replace(method, retention=retention).visual_per_layer(shape.layers, n, frames)
-
-    return replace(method, retention=flops_matched_retention(shape, n, method.retention, per_layer, method.name))
+    return method if match == "tokens" else match_flops(method, shape, n, frames)
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from sharp_demo import __version__
-from sharp_demo.cost import ModelShape, exact_tflops, overhead_macs, paper_tflops
+from sharp_demo.cost import ModelShape, exact_tflops, paper_tflops
 from sharp_demo.engine.generation import Answer, Prefilled, TimedPrefill
 from sharp_demo.engine.job import Job, reads_tower
 from sharp_demo.engine.stages import Shared
@@ -104,7 +104,7 @@ def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, col
     for part in method.fitted(shape.layers).parts:
         own = config_of(part)
         if part.active:
-            extra.update(overhead_macs(part.name, shape, n, part.retention, text, prefix, own, achieved))
+            extra.update(part.overhead_macs(shape, n, text, prefix, achieved=achieved))
         if "segm_layers" in own:
             options = own
     if not cold:

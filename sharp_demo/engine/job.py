@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sharp_demo.backbones.signals import signals_refusal
-from sharp_demo.cost import flops_matched_retention
 from sharp_demo.engine.condition import Condition
 from sharp_demo.engine.generation import Stop
 from sharp_demo.engine.stages import Loaded, Shared, Stages
 from sharp_demo.errors import UnsupportedError
+from sharp_demo.pruning.matching import match_flops
 from sharp_demo.pruning.method import Method
 from sharp_demo.records import Request
 
@@ -51,12 +51,6 @@ def reads_tower(method: Method) -> bool:
 
 def _matched(job: Job) -> Method:
     """Return the method at the retention that costs what the request's budget costs."""
-    method = job.method
-    if job.request.match == "tokens" or not method.active:
-        return method
-    shape, n, frames = job.loaded.shape, job.shared.layout.tokens, job.shared.layout.frames
-
-    def per_layer(retention: float) -> list[int]:
-        return replace(method, retention=retention).visual_per_layer(shape.layers, n, frames)
-
-    return replace(method, retention=flops_matched_retention(shape, n, method.retention, per_layer, method.name))
+    if job.request.match == "tokens":
+        return job.method
+    return match_flops(job.method, job.loaded.shape, job.shared.layout.tokens, job.shared.layout.frames)

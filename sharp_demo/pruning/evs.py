@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from sharp_demo.errors import MethodError
+from sharp_demo.lazy import LazyModule
 from sharp_demo.pruning.frames import dissimilarity, input_frames
 from sharp_demo.pruning.method import REINDEX, Method, knob, top_k
 from sharp_demo.pruning.outcome import Selection
-from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.schedule import Schedule, budget
+
+if TYPE_CHECKING:
+    import torch
+
+    from sharp_demo.pruning.prefill import Prefill
+else:
+    torch = LazyModule("torch")
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,15 @@ class EVS(Method):
     year = 2025
     summary = "Change since the same place in the frame before; drops before the LLM, the first frame stays whole."
     where = "before"
+    color = "#8E1F2F"
 
     reindex_positions: bool = knob(True, REINDEX)
 
     def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
         return [(0, budget(self.retention, n))]
+
+    def least_retention(self, layers: int, frames: int) -> float:
+        return 1 / frames
 
     def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
         if layer:

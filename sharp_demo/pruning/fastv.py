@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from sharp_demo.cost import Prunes
 from sharp_demo.pruning.method import SingleStage, knob, top_k
 from sharp_demo.pruning.outcome import Selection
-from sharp_demo.pruning.prefill import Prefill
+
+if TYPE_CHECKING:
+    from sharp_demo.pruning.prefill import Prefill
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,14 @@ class FastV(SingleStage):
     year = 2024
     summary = "Last token's attention in layer K-1; drops before layer K=2."
     question_aware = True
+    color = "#E08A00"
 
-    layer: int = knob(2, "K: tokens are dropped before decoder layer K, by the attention of layer K-1", low=1)
+    layer: int = knob(
+        2, "K: tokens are dropped before decoder layer K, by the attention of layer K-1", low=1, costs=True
+    )
+
+    def overhead(self, prunes: Prunes) -> dict[str, int]:
+        return {"scores": prunes.rows()}
 
     def select(self, prefill: Prefill, k: int) -> Selection:
         with prefill.stage("scores"):

@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from sharp_demo.cost import Prunes
 from sharp_demo.errors import MethodError
+from sharp_demo.lazy import LazyModule
 from sharp_demo.pruning.method import Method, knob, top_k
 from sharp_demo.pruning.outcome import Role, Selection
-from sharp_demo.pruning.prefill import Prefill
-from sharp_demo.pruning.schedule import Schedule, budget, feather_paper_layers, feather_paper_schedule, grid_tokens
+from sharp_demo.pruning.schedule import Schedule, budget
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sharp_demo.pruning.prefill import Prefill
+else:
+    torch = LazyModule("torch")
+
+
+def grid_tokens(frames: int, rows: int, cols: int, stride: int) -> int:
+    """Return the size of a per-frame uniform grid that starts at row and column 0 and takes every `stride`-th."""
+    return frames * -(-rows // stride) * -(-cols // stride)
+
+
+def feather_paper_layers(layers: int) -> tuple[int, int]:
+    """Return the layers of Feather's two stages: 8 and 16 of 32, so L/4 and L/2."""
+    return max(1, layers // 4), max(2, layers // 2)
+
+
+def feather_paper_schedule(retention: float, n: int, grid: int, layers: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return Feather's published two-stage schedule for a grid of `grid` tokens.
+
+    Stage 1 keeps int(r n) top-scored tokens united with the grid; stage 2 keeps int(r^2) of the survivors. How far
+    the top-scored tokens and the grid overlap depends on the video; the expected overlap of independent sets stands
+    in for it. Source: Feather's official code.
+    """
+    top = int(retention * n)
+    first = min(n, max(1, top + round(grid * (1 - top / n))))
+    return [(layers[0], first), (layers[1], max(1, int(first * retention**2)))]
 
 
 def uniform_grid(frames: int, rows: int, cols: int, stride: int) -> Tensor:
@@ -49,9 +78,10 @@ class Feather(Method):
     year = 2025
     summary = "Last token's attention in layer K-1 without RoPE, plus a uniform grid; drops before layer K=2."
     question_aware = True
+    color = "#0B9B78"
 
-    layer: int = knob(2, "K: tokens are dropped before decoder layer K, by the scores of layer K-1", low=1)
-    paper_mode: bool = knob(False, "two stages (L/4, L/2) with a grid of stride 3 on top of the budget")
+    layer: int = knob(2, "K: tokens are dropped before decoder layer K, by the scores of layer K-1", low=1, costs=True)
+    paper_mode: bool = knob(False, "two stages (L/4, L/2) with a grid of stride 3 on top of the budget", costs=True)
 
     def stages(self, layers: int) -> tuple[int, ...]:
         """Layers before which tokens are dropped."""
@@ -62,6 +92,9 @@ class Feather(Method):
             return [(self.layer, budget(self.retention, n))]
         first, second = self.stages(layers)
         return feather_paper_schedule(self.retention, n, grid=-(-n // 9), layers=(first, second))
+
+    def overhead(self, prunes: Prunes) -> dict[str, int]:
+        return {"scores": prunes.rows(project_keys=True, with_text=False)}
 
     def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
         stages = self.stages(len(prefill.layers))

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
+from sharp_demo.lazy import LazyModule
 from sharp_demo.pruning.method import SingleStage, knob
 from sharp_demo.pruning.outcome import Selection
-from sharp_demo.pruning.prefill import Prefill
+
+if TYPE_CHECKING:
+    import torch
+
+    from sharp_demo.pruning.prefill import Prefill
+else:
+    torch = LazyModule("torch")
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,7 @@ class Random(SingleStage):
     title = "Random"
     summary = "Floor: keeps a random subset."
     floor = True
+    color = "#A9745B"
 
     seed: int = knob(0, "seed of the subset", low=0, high=2**63 - 1)
 
@@ -36,6 +43,7 @@ class Uniform(SingleStage):
     title = "Uniform"
     summary = "Floor: keeps evenly spaced tokens."
     floor = True
+    color = "#8F6BC4"
 
     def select(self, prefill: Prefill, k: int) -> Selection:
         n = len(prefill.rows)
@@ -50,6 +58,7 @@ class Latest(SingleStage):
     title = "Latest"
     summary = "Floor: keeps the last tokens of the video."
     floor = True
+    color = "#C2548A"
 
     def select(self, prefill: Prefill, k: int) -> Selection:
         n = len(prefill.rows)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from sharp_demo.pruning.attention import last_query_logits
+from sharp_demo.cost import Prunes
+from sharp_demo.errors import MethodError
+from sharp_demo.lazy import LazyModule
 from sharp_demo.pruning.method import Method, knob, top_k
 from sharp_demo.pruning.outcome import Role, Selection
-from sharp_demo.pruning.prefill import Prefill
-from sharp_demo.pruning.schedule import Schedule, check_layer_mean, framefusion_schedule
+from sharp_demo.pruning.schedule import Schedule, budget
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    from sharp_demo.pruning.prefill import Prefill
+else:
+    torch, F = LazyModule("torch"), LazyModule("torch.nn.functional")
 
 FIRST = -2.0  # stands for the similarity of a token that has no predecessor: no threshold lets it merge
 
@@ -92,6 +100,8 @@ class FrameFusion(Method):
     where = "both"
     question_aware = True
     adaptive = True
+    inside_layers = True
+    color = "#4F9E3F"
 
     similarity: float = knob(
         0.0, "S_th: cosine from which a token merges; 0: 0.6 for LLaVA-OneVision, 0.5 for Qwen2-VL", low=0.0, high=1.0
@@ -99,11 +109,25 @@ class FrameFusion(Method):
     ratio_lower_bound: float = knob(0.1, "a call that merges a smaller share is the last one", low=0.0, high=1.0)
 
     def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
-        return framefusion_schedule(self.retention, n, layers)
+        """The stage on a video where nothing merges: layer 0 sees all, the others make up for it.
+
+        Where the mean is out of reach (see `check`) one token is left.
+        """
+        rest = (self.retention * layers - 1) / (layers - 1) if layers > 1 else 1.0
+        return [(1, budget(rest, n))]
+
+    def overhead(self, prunes: Prunes) -> dict[str, int]:
+        return {"scores": prunes.rows()}
+
+    def least_retention(self, layers: int, frames: int) -> float:
+        return math.nextafter(1 / layers, 1.0)
 
     def check(self, layers: int) -> None:
-        if self.active:
-            check_layer_mean(self.name, self.retention, layers)
+        if self.active and self.retention * layers <= 1:
+            raise MethodError(
+                f"{self.name}: retention {self.retention:g} is a mean over {layers} layers, and the first may see "
+                f"every token: it must be above 1/{layers} = {1 / layers:.3g}."
+            )
 
     def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
         if layer > 0:
@@ -176,6 +200,8 @@ class FrameFusion(Method):
 
     def _scores(self, prefill: Prefill, layer: int) -> Tensor:
         """Attention [v] that the visual tokens get from the last queries in the layer that has just run."""
+        from sharp_demo.pruning.attention import last_query_logits
+
         queries = prefill.notes[self].queries  # [B, q, d]
         block, keys = prefill.layers[layer], prefill.cache.layers[layer].keys
         cos, sin = prefill.rotary

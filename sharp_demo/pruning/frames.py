@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sharp_demo.errors import MethodError
-from sharp_demo.pruning.prefill import Prefill
+from sharp_demo.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    from sharp_demo.pruning.prefill import Prefill
+else:
+    F = LazyModule("torch.nn.functional")
 
 
 def input_frames(method: str, prefill: Prefill) -> Tensor:

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
+from sharp_demo.cost import Prunes
+from sharp_demo.lazy import LazyModule
 from sharp_demo.pruning.frames import input_frames
 from sharp_demo.pruning.method import REINDEX, Method, knob, top_k
 from sharp_demo.pruning.outcome import Role, Selection
-from sharp_demo.pruning.prefill import Prefill
-from sharp_demo.pruning.schedule import Schedule, ceil_share, holitom_layer, holitom_schedule
+from sharp_demo.pruning.schedule import Schedule, ceil_share
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    from sharp_demo.pruning.prefill import Prefill
+else:
+    torch, F = LazyModule("torch"), LazyModule("torch.nn.functional")
 
 JITTER = 1e-6  # breaks ties of density, as in the official code
+
+
+def holitom_layer(layers: int) -> int:
+    """Return the layer of HoliTom's inner stage: 18 of 28, the same share of another depth."""
+    return max(1, round(layers * 18 / 28))
 
 
 # -- outer stage: segmentation -----------------------------------------------------------------------------------
@@ -184,6 +196,7 @@ class HoliTom(Method):
     question_aware = True
     needs_vision = True
     adaptive = True
+    color = "#2FA4D7"
 
     tau: float = knob(0.8, "cosine to the next frame above which a patch is static", low=-1.0, high=1.0)
     beta: float = knob(0.6, "weight of a centre against the mean of what is merged into it", low=0.0, high=1.0)
@@ -192,8 +205,10 @@ class HoliTom(Method):
     )
     neighbors: int = knob(7, "neighbours that make up the density of DPC-KNN", low=1)
     window: int = knob(1024, "longest segment, in frames", low=1)
-    inner_layer: int = knob(0, "the inner stage drops before this decoder layer; 0: 18 of 28, scaled", low=0)
-    drop: float = knob(0.5, "share that the inner stage merges away; 0: no inner stage", low=0.0, high=0.99)
+    inner_layer: int = knob(
+        0, "the inner stage drops before this decoder layer; 0: 18 of 28, scaled", low=0, costs=True
+    )
+    drop: float = knob(0.5, "share that the inner stage merges away; 0: no inner stage", low=0.0, high=0.99, costs=True)
     reindex_positions: bool = knob(True, REINDEX)
     seed: int = knob(0, "seed of the jitter that breaks ties of density", low=0, high=2**63 - 1)
 
@@ -201,8 +216,13 @@ class HoliTom(Method):
         return replace(self, inner_layer=self.inner_layer or holitom_layer(layers))
 
     def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
-        options = {"frames": frames, "inner_layer": self.inner_layer, "drop": self.drop}
-        return holitom_schedule(self.retention, n, layers, options)
+        """The two stages on a video without static patches: a share of each frame, then half of all."""
+        outer = frames * ceil_share(self.retention, n // frames)
+        inner = (self.inner_layer or holitom_layer(layers), max(1, round(outer * (1 - self.drop))))
+        return [(0, outer), inner] if self.drop > 0 else [(0, outer)]
+
+    def overhead(self, prunes: Prunes) -> dict[str, int]:
+        return {"scores": prunes.rows(inside=True)}
 
     def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
         if layer == 0:

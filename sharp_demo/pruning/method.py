@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
-
+from sharp_demo.cost import ModelShape, Prunes
 from sharp_demo.errors import MethodError
-from sharp_demo.pruning.attach import attached
-from sharp_demo.pruning.layers import AttentionOverride
-from sharp_demo.pruning.outcome import Run, Selection
-from sharp_demo.pruning.prefill import Prefill
+from sharp_demo.lazy import LazyModule
 from sharp_demo.pruning.schedule import Schedule, budget, visual_per_layer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from sharp_demo.pruning.layers import AttentionOverride
+    from sharp_demo.pruning.outcome import Run, Selection
+    from sharp_demo.pruning.prefill import Prefill
+else:
+    torch = LazyModule("torch")
 
 Where = Literal["nowhere", "before", "inside", "both"]
 """Where a method drops visual tokens: before the LLM, between or inside its layers, or both."""
@@ -38,10 +44,20 @@ REINDEX = (
 
 
 def knob(
-    default: Any, help: str, *, choices: tuple[Any, ...] = (), low: float | None = None, high: float | None = None
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[Any, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    costs: bool = False,
 ) -> Any:
-    """A dataclass field that knows its help text and what it may be; menus, CLI and checks read it."""
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+    """Return a dataclass field that knows its help text and what it may be; menus, CLI and checks read it.
+
+    `costs`: the option changes what a prefill costs, so the command `flops` takes it.
+    """
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "costs": costs}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -58,11 +74,13 @@ class Method:
     paper: ClassVar[str] = ""  # link to the source
     year: ClassVar[int | None] = None
     summary: ClassVar[str] = ""  # one line: what is scored, where it prunes
+    color: ClassVar[str] = ""  # hex, in every chart and column; empty: a spare one
     where: ClassVar[Where] = "inside"
     floor: ClassVar[bool] = False  # looks at nothing: what any method has to beat
     question_aware: ClassVar[bool] = False
     needs_vision: ClassVar[bool] = False  # reads attention of the vision tower: `prefill.signals`
     adaptive: ClassVar[bool] = False  # how many tokens it keeps depends on the video; `schedule` is nominal
+    inside_layers: ClassVar[bool] = False  # drops between a layer's attention and its MLP, not between layers
 
     retention: float = knob(0.2, "share of visual tokens to keep, in (0, 1]", high=1.0)
 
@@ -86,6 +104,8 @@ class Method:
         self, model: nn.Module, processor: Any | None = None, bias_cache: Any | None = None
     ) -> AbstractContextManager[Run]:
         """Attach this method to `model` for the length of a `with` block; see `attach.attached`."""
+        from sharp_demo.pruning.attach import attached
+
         self.require(processor)
         return attached(model, self, processor, bias_cache)
 
@@ -123,6 +143,42 @@ class Method:
     def visual_per_layer(self, layers: int, n: int, frames: int = 1) -> list[int]:
         """Visual tokens that enter each decoder layer when nothing depends on the video's content."""
         return visual_per_layer(layers, n, self.schedule(layers, n, frames) if self.active else [])
+
+    def mlp_per_layer(self, visual: Sequence[int]) -> list[int]:
+        """Visual tokens that enter each layer's MLP, given those that enter its attention (`visual`)."""
+        return [*visual[1:], *visual[-1:]] if self.inside_layers else list(visual)
+
+    def overhead(self, prunes: Prunes) -> dict[str, int]:
+        """Multiply-adds that scoring adds to the forward, by stage: `scores`, `bias`, `bias_setup`.
+
+        `bias_setup` is paid once and cached, the others in every prefill. A method that reads no attention adds none.
+        """
+        return {}
+
+    def overhead_macs(
+        self,
+        shape: ModelShape,
+        n: int,
+        text_tokens: int = 40,
+        prefix_tokens: int = 0,
+        *,
+        frames: int = 1,
+        achieved: Sequence[int] | None = None,
+    ) -> dict[str, int]:
+        """Return `overhead` for a prompt of n visual tokens in `frames` layout frames and `text_tokens` others.
+
+        `prefix_tokens` of the others stand before the video. `achieved` are the visual tokens that entered each layer,
+        where a run has shown them; else the schedule's.
+        """
+        stages = self.schedule(shape.layers, n, frames)
+        before = [n, *(kept for _, kept in stages)]
+        if achieved is not None:
+            before = [achieved[layer - 1] if layer else n for layer, _ in stages]
+        return self.overhead(Prunes(shape, text_tokens, prefix_tokens, stages, before))
+
+    def least_retention(self, layers: int, frames: int) -> float:
+        """The least retention that the method takes on so many decoder layers and layout frames; 0: any."""
+        return 0.0
 
     def require(self, processor: Any | None) -> None:
         """Raise MethodError when the method needs the processor and there is none."""
@@ -163,7 +219,9 @@ class Method:
 class SingleStage(Method, ABC):
     """A method that drops once, before decoder layer `layer` (FastV's K)."""
 
-    layer: int = knob(2, "K: decoder layers that run on all tokens; tokens are dropped before layer K", low=0)
+    layer: int = knob(
+        2, "K: decoder layers that run on all tokens; tokens are dropped before layer K", low=0, costs=True
+    )
 
     def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
         return [(self.layer, budget(self.retention, n))]

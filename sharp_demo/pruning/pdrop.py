@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from sharp_demo.cost import Prunes
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.method import Method, knob, top_k
 from sharp_demo.pruning.outcome import Selection
-from sharp_demo.pruning.prefill import Prefill
-from sharp_demo.pruning.schedule import PDROP_CUTS, Schedule, pdrop_schedule
+from sharp_demo.pruning.schedule import Schedule
+
+if TYPE_CHECKING:
+    from sharp_demo.pruning.prefill import Prefill
+
+PDROP_CUTS = {"comparison": (4 / 28, 12 / 28, 20 / 28), "official": (1 / 4, 1 / 2, 3 / 4)}
+"""Where PDrop drops, in shares of the decoder's depth: for the comparison with FastV's cost, and its paper's own."""
+
+
+def pdrop_layers(layers: int, cuts: str = "comparison") -> list[int]:
+    """Return the layers before which PDrop drops: the shares of `PDROP_CUTS`, rounded, each at least one apart."""
+    found, last = [], 0
+    for share in PDROP_CUTS[cuts]:
+        last = max(last + 1, round(layers * share))
+        found.append(last)
+    return found
+
+
+def pdrop_schedule(
+    retention: float, n: int, layers: int, decay: float = 0.5, cuts: str = "comparison"
+) -> list[tuple[int, int]]:
+    """Return PDrop's stages: before cut j the best floor(retention decay^j n) tokens stay, at least one.
+
+    Sizes refer to the n tokens of the prompt. Source: PyramidDrop's official code.
+    """
+    # The small term keeps the floor of a quotient k / n times n at k.
+    sizes = (max(1, min(n, int(retention * decay**stage * n + 1e-9))) for stage in range(len(PDROP_CUTS[cuts])))
+    return list(zip(pdrop_layers(layers, cuts), sizes, strict=True))
 
 
 @dataclass(frozen=True)
@@ -35,12 +63,16 @@ class PDrop(Method):
     year = 2025
     summary = "Last token's attention in the next layer; drops before layers 4, 12 and 20 of 28, halving each time."
     question_aware = True
+    color = "#D2614A"
 
-    decay: float = knob(0.5, "lambda: each cut keeps this share of what the cut before it kept", low=0, high=1)
+    decay: float = knob(
+        0.5, "lambda: each cut keeps this share of what the cut before it kept", low=0, high=1, costs=True
+    )
     cuts: str = knob(
         "comparison",
         "drop before layers 4/28, 12/28 and 20/28 of the depth, or before its quarters (official)",
         choices=tuple(PDROP_CUTS),
+        costs=True,
     )
     reindex_positions: bool = knob(
         False, "number the positions of what is left anew after every cut, as the official code does; not for Qwen2-VL"
@@ -48,6 +80,9 @@ class PDrop(Method):
 
     def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
         return pdrop_schedule(self.retention, n, layers, self.decay, self.cuts)
+
+    def overhead(self, prunes: Prunes) -> dict[str, int]:
+        return {"scores": prunes.rows(project_keys=True)}
 
     def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
         if layer == 0 and self.reindex_positions and prefill.mrope:

@@ -16,6 +16,7 @@ from sharp_demo.pruning.framefusion import FrameFusion
 from sharp_demo.pruning.holitom import HoliTom
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.pdrop import PDrop
+from sharp_demo.pruning.schedule import Schedule
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharpv import SharpV
 from sharp_demo.pruning.vanilla import Vanilla
@@ -58,6 +59,13 @@ def make_method(name: str, retention: float, options: Mapping[str, Any] | None =
             raise MethodError(f"{name}: there is no option {key!r}; {there_are}.")
         values[key] = _coerce(f"{name}: {key}", value, kinds[key])
     return cls(retention=1.0 if cls is Vanilla else retention, **values)
+
+
+def method_schedule(
+    name: str, retention: float, n: int, layers: int = 28, options: Mapping[str, Any] | None = None, frames: int = 1
+) -> Schedule:
+    """Return the prune stages of a method by its name. Raises MethodError like `make_method`."""
+    return make_method(name, retention, options).schedule(layers, n, frames)
 
 
 def _coerce(what: str, value: Any, kind: Any) -> Any:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
+from sharp_demo.lazy import LazyModule
 from sharp_demo.pruning.frames import dissimilarity, input_frames
 from sharp_demo.pruning.method import REINDEX, Method, knob
 from sharp_demo.pruning.outcome import Selection
-from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.schedule import Schedule, budget
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    from sharp_demo.pruning.prefill import Prefill
+else:
+    torch, F = LazyModule("torch"), LazyModule("torch.nn.functional")
 
 COSINE = "cosine to the input"  # name of the figures by which the memory stage judges layers
 
@@ -48,6 +54,7 @@ class SharpV(Method):
         "Change and distinctness of tokens, adaptive per frame, before the LLM; visual KV of degraded layers after."
     )
     where = "both"
+    color = "#B63BD1"
 
     ratio: str = knob(
         "scaled",

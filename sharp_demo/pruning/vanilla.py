@@ -15,6 +15,7 @@ class Vanilla(Method):
     title = "Vanilla"
     summary = "Keeps every visual token."
     where = "nowhere"
+    color = "#7D8590"
 
     retention: float = knob(1.0, "always 1: nothing is dropped", high=1.0)
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
+from sharp_demo.lazy import LazyModule
 from sharp_demo.pruning.frames import input_frames
 from sharp_demo.pruning.method import REINDEX, Method, knob
 from sharp_demo.pruning.outcome import Role, Selection
-from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.schedule import Schedule, budget, framewise_budget
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    from sharp_demo.pruning.prefill import Prefill
+else:
+    torch, F = LazyModule("torch"), LazyModule("torch.nn.functional")
 
 
 def dominant_tokens(received: Tensor, count: int) -> Tensor:
@@ -75,6 +81,7 @@ class VisionZip(Method):
     year = 2025
     summary = "Attention inside the vision tower, frame by frame, the rest averaged by its keys; drops before the LLM."
     where = "before"
+    color = "#B5A100"
     needs_vision = True
 
     dominant: int = knob(54, "how many of every 64 kept tokens are dominant; the rest are contextual", low=0, high=64)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sharp_demo.pruning.holitom import HoliTom
-from sharp_demo.pruning.layers import AttentionOverride
+from sharp_demo.pruning.holitom import HoliTom, holitom_layer
 from sharp_demo.pruning.method import REINDEX, Method, knob
-from sharp_demo.pruning.outcome import Selection
-from sharp_demo.pruning.prefill import Prefill
-from sharp_demo.pruning.schedule import (
-    VISIONZIP_RATIO,
-    Schedule,
-    budget,
-    holitom_layer,
-    holitom_sharp_schedule,
-    visionzip_sharp_schedule,
-)
+from sharp_demo.pruning.schedule import Schedule, budget, framewise_budget
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.visionzip import VisionZip
+
+if TYPE_CHECKING:
+    from sharp_demo.pruning.layers import AttentionOverride
+    from sharp_demo.pruning.outcome import Selection
+    from sharp_demo.pruning.prefill import Prefill
+
+VISIONZIP_RATIO = 20 / 12.4
+"""What VisionZip leaves over what ShaRP leaves of it: Table 3 of the ShaRP paper."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,10 @@ class VisionZipShaRP(BehindOther):
     name = "visionzip+sharp"
     title = "VisionZip + ShaRP"
     summary = "VisionZip before the LLM, then ShaRP before layer 1 on what it left (20 and 12.4 % in the paper)."
+    color = "#5546D6"
 
     outer_ratio: float = knob(
-        VISIONZIP_RATIO, "share that VisionZip leaves, over the final one; at most all are kept", low=1.0
+        VISIONZIP_RATIO, "share that VisionZip leaves, over the final one; at most all are kept", low=1.0, costs=True
     )
     dominant: int = knob(54, "VisionZip: how many of every 64 kept tokens are dominant", low=0, high=64)
 
@@ -91,8 +90,10 @@ class VisionZipShaRP(BehindOther):
         return self._sharp()
 
     def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
-        options = {"frames": frames, "layer": self.layer, "outer_ratio": self.outer_ratio}
-        return visionzip_sharp_schedule(self.retention, n, layers, options)
+        share = min(1.0, self.retention * self.outer_ratio)
+        outer = framewise_budget(share, n, frames) if share < 1 else n
+        inner = (self.layer, min(outer, budget(self.retention, n)))
+        return [(0, outer), inner] if share < 1 else [inner]
 
 
 class ShareOfReached(ShaRP):
@@ -119,15 +120,17 @@ class HoliTomShaRP(BehindOther):
         "HoliTom's outer stage before the LLM (the share is what it leaves); ShaRP halves that before layer 18 of 28."
     )
     adaptive = True
+    color = "#126A80"
 
-    layer: int = knob(0, "ShaRP drops before this decoder layer; 0: 18 of 28, scaled", low=0)
+    layer: int = knob(0, "ShaRP drops before this decoder layer; 0: 18 of 28, scaled", low=0, costs=True)
     score_layer: str = knob(
         "first",
         "scores of the layer about to run (lookahead), or (first) of the one that has run",
         choices=("lookahead", "first"),
+        costs=True,
     )
     segm_layers: tuple[int, ...] = knob((), "layers in which SegM masks; empty: the one before the drop")
-    drop: float = knob(0.5, "share that ShaRP drops of what HoliTom left", low=0.0, high=0.99)
+    drop: float = knob(0.5, "share that ShaRP drops of what HoliTom left", low=0.0, high=0.99, costs=True)
     outer_tau: float = knob(0.8, "HoliTom: cosine to the next frame above which a patch is static", low=-1.0, high=1.0)
     outer_beta: float = knob(0.6, "HoliTom: weight of a centre against the mean of its members", low=0.0, high=1.0)
     seed: int = knob(0, "HoliTom: seed of the jitter that breaks ties of density", low=0, high=2**63 - 1)
@@ -156,5 +159,7 @@ class HoliTomShaRP(BehindOther):
         return self._sharp(ShareOfReached, retention=1 - self.drop, layer=layer, segm_layers=masked)
 
     def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
-        options = {"frames": frames, "layer": self.layer, "drop": self.drop}
-        return holitom_sharp_schedule(self.retention, n, layers, options)
+        """HoliTom's outer stage, and ShaRP as the inner one, which counts as all budgets do."""
+        ((_, outer),) = self.outer().schedule(layers, n, frames)
+        inner = (self.layer or holitom_layer(layers), budget(1 - self.drop, outer))
+        return [(0, outer), inner] if self.drop > 0 else [(0, outer)]

@@ -17,6 +17,7 @@ from sharp_demo.backbones.features import encode_video, model_inputs
 from sharp_demo.backbones.layout import VisualLayout, visual_layout
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.engine.generation import decode_step, prefill, suppress_placeholders
+from sharp_demo.pruning.registry import method_class
 
 QUESTION = "What color is the car?"
 
@@ -77,8 +78,7 @@ def greedy(prompt: Prompt, steps: int = 8, second_turn: int = 5) -> tuple[list[i
 
 def lowest(name: str, layout: VisualLayout, layers: int = 4) -> float:
     """The least retention a method can be asked for on a video and a model of so many layers."""
-    # EVS keeps the first frame whole; FrameFusion's mean over layers contains a layer that may see everything.
-    return {"evs": 1 / layout.frames, "framefusion": 1.1 / layers}.get(name, 0)
+    return method_class(name)().least_retention(layers, layout.frames)
 
 
 @contextmanager

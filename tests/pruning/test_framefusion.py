@@ -17,7 +17,8 @@ from sharp_demo.engine.generation import decode_step, prefill, suppress_placehol
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.framefusion import FIRST, FrameFusion, merge_runs, similarity_to_predecessor
 from sharp_demo.pruning.outcome import Role, Run
-from sharp_demo.pruning.schedule import method_schedule, visual_per_layer
+from sharp_demo.pruning.registry import method_schedule
+from sharp_demo.pruning.schedule import visual_per_layer
 from tests.pruning.prompts import Prompt, embedded, scenes
 
 

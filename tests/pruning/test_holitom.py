@@ -26,7 +26,7 @@ from sharp_demo.pruning.holitom import (
     static_runs,
 )
 from sharp_demo.pruning.outcome import Role
-from sharp_demo.pruning.schedule import ceil_share, method_schedule
+from sharp_demo.pruning.schedule import ceil_share
 from tests.pruning.prompts import Prompt, greedy, masked, scenes
 
 KEEP_ALL = 1 - 1e-12  # an outer stage that keeps every token
@@ -394,8 +394,7 @@ def test_the_inner_layer_follows_the_depth(layers: int, layer: int) -> None:
 def test_the_nominal_schedule_is_the_papers() -> None:
     """15 % / 7.5 % on 32 frames of 196: 30 a frame, then half."""
     assert HoliTom(retention=0.15).schedule(28, 6272, 32) == [(0, 960), (18, 480)]
-    assert method_schedule("holitom", 0.15, 6272, 28, {"frames": 32}) == [(0, 960), (18, 480)]
-    assert method_schedule("holitom", 0.15, 6272, 28, {"drop": 0.0}) == [(0, 941)]
+    assert HoliTom(retention=0.15, drop=0.0).schedule(28, 6272) == [(0, 941)]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from sharp_demo.pruning.method import Method, top_k
 from sharp_demo.pruning.outcome import Role, Selection
 from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.registry import list_methods, make_method, method_class
-from sharp_demo.pruning.schedule import budget, method_schedule
+from sharp_demo.pruning.schedule import budget
 from sharp_demo.pruning.sharp import ShaRP
 from tests.pruning.prompts import Prompt, greedy, scenes
 
@@ -80,13 +80,6 @@ def test_options_may_be_text() -> None:
 def test_a_prune_beyond_the_model_is_refused(prompt: Prompt) -> None:
     with FastV(layer=4)(prompt.model), pytest.raises(MethodError, match="layers 0 to 3"):
         forward(prompt)
-
-
-@pytest.mark.parametrize("name", list_methods())
-def test_schedules_agree_with_the_arithmetic_used_without_torch(name: str) -> None:
-    for retention in (0.05, 0.2, 0.5):
-        method = make_method(name, retention)
-        assert list(method.schedule(28, 6272)) == list(method_schedule(name, retention, 6272, 28))
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

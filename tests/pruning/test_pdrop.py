@@ -12,9 +12,9 @@ from torch import Tensor
 from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.errors import MethodError, UnsupportedError
 from sharp_demo.pruning.outcome import Selection
-from sharp_demo.pruning.pdrop import PDrop
+from sharp_demo.pruning.pdrop import PDrop, pdrop_layers, pdrop_schedule
 from sharp_demo.pruning.prefill import Prefill
-from sharp_demo.pruning.schedule import pdrop_layers, pdrop_schedule, visual_per_layer
+from sharp_demo.pruning.schedule import visual_per_layer
 from sharp_demo.settings import Settings
 from tests.pruning.prompts import Prompt, greedy, masked, naive_logits
 

@@ -5,13 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sharp_demo.errors import MethodError
-from sharp_demo.pruning.schedule import (
-    budget,
-    feather_paper_schedule,
-    grid_tokens,
-    method_schedule,
-    visual_per_layer,
-)
+from sharp_demo.pruning.feather import feather_paper_schedule, grid_tokens
+from sharp_demo.pruning.registry import method_schedule
+from sharp_demo.pruning.schedule import budget, visual_per_layer
 
 
 @pytest.mark.parametrize(

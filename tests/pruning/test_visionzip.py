@@ -13,11 +13,13 @@ from torch import Tensor
 from sharp_demo.backbones.features import VideoFeatures, model_inputs
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.backbones.signals import VisionSignals
-from sharp_demo.cost import SHAPES, flops_matched_retention, paper_tflops
+from sharp_demo.cost import SHAPES, paper_tflops
 from sharp_demo.engine.generation import prefill
 from sharp_demo.errors import UnsupportedError
+from sharp_demo.pruning.fastv import FastV
+from sharp_demo.pruning.matching import flops_matched_retention
 from sharp_demo.pruning.outcome import Role, Run
-from sharp_demo.pruning.schedule import framewise_budget, method_schedule, visual_per_layer
+from sharp_demo.pruning.schedule import framewise_budget, visual_per_layer
 from sharp_demo.pruning.visionzip import VisionZip, assign, contextual_tokens, dominant_tokens, spread
 from tests.pruning.prompts import Prompt, greedy, scenes, shortened
 
@@ -237,12 +239,9 @@ def test_flops_matched_counts_are_whole_in_every_frame() -> None:
     """What the arithmetic predicts with the frames is what a run keeps; nearer to FastV's cost is no other k."""
     shape = SHAPES["llava-onevision-7b"]
 
-    def per_layer(share: float) -> list[int]:
-        return VisionZip(retention=share).visual_per_layer(28, 6272, 32)
-
-    target = paper_tflops(shape, visual_per_layer(28, 6272, method_schedule("fastv", 0.2, 6272)))
-    share = flops_matched_retention(shape, 6272, 0.2, per_layer)
-    (count,) = set(per_layer(share))
+    target = paper_tflops(shape, FastV(retention=0.2).visual_per_layer(28, 6272))
+    share = flops_matched_retention(VisionZip(), shape, 6272, 0.2, frames=32)
+    (count,) = set(VisionZip(retention=share).visual_per_layer(28, 6272, 32))
     assert count % 32 == 0
     costs = {k: abs(paper_tflops(shape, [32 * k] * 28) - target) for k in range(1, 197)}
     assert min(costs, key=costs.__getitem__) == count // 32
@@ -251,7 +250,7 @@ def test_flops_matched_counts_are_whole_in_every_frame() -> None:
 def test_the_papers_row() -> None:
     """Table 3 prints 12.8 % and 4.3 T: 25 of 196 tokens in each of 32 frames, in all layers."""
     shape = SHAPES["llava-onevision-7b"]
-    stages = method_schedule("visionzip", 0.128, 6272, 28, {"frames": 32})
-    assert list(stages) == [(0, 25 * 32)] == list(VisionZip(retention=0.128).schedule(28, 6272, 32))
+    stages = VisionZip(retention=0.128).schedule(28, 6272, 32)
+    assert list(stages) == [(0, 25 * 32)]
     assert f"{25 / 196:.1%}" == "12.8%"
     assert f"{paper_tflops(shape, visual_per_layer(28, 6272, stages)):.1f}" == "4.3"

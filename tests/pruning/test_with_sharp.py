@@ -15,7 +15,7 @@ from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.outcome import Role, Run, Selection
 from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.registry import make_method
-from sharp_demo.pruning.schedule import budget, method_schedule
+from sharp_demo.pruning.schedule import budget
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.pruning.sharp.segments import frame_means, segment_frames, token_bounds
@@ -233,17 +233,14 @@ def test_the_papers_shares_of_visionzip_with_sharp() -> None:
     method = VisionZipShaRP(retention=0.124)
     assert method.parts[0].retention == pytest.approx(0.2)
     assert method.schedule(28, 6272, 32) == [(0, 1248), (1, 778)]
-    assert method_schedule("visionzip+sharp", 0.124, 6272, 28, {"frames": 32}) == [(0, 1248), (1, 778)]
-    assert method_schedule("visionzip+sharp", 0.7, 6272) == [(1, 4390)]
+    assert VisionZipShaRP(retention=0.7).schedule(28, 6272) == [(1, 4390)]
     options = {"layer": 3, "outer_ratio": 1.0}
     assert make_method("visionzip+sharp", 0.5, options).schedule(28, 100) == [(0, 50), (3, 50)]
-    assert method_schedule("visionzip+sharp", 0.5, 100, 28, options) == [(0, 50), (3, 50)]
 
 
 def test_depth_and_defaults() -> None:
     method = HoliTomShaRP(retention=0.15)
     assert method.schedule(28, 6272, 32) == [(0, 960), (18, 480)]
-    assert method_schedule("holitom+sharp", 0.15, 6272, 28, {"frames": 32}) == [(0, 960), (18, 480)]
     outer, inner = method.fitted(24).parts
     assert (inner.layer, inner.segm_layers, inner.score_layer, inner.retention) == (15, (14,), "first", 0.5)
     assert (outer.tau, outer.drop, outer.retention) == (0.8, 0.0, 0.15)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from sharp_demo.cost import Prunes, bias_macs, bias_setup_macs, score_macs
 from sharp_demo.errors import MethodError
-from sharp_demo.pruning.attention import Span, packing_for, project_keys, segment_masked, to_device
-from sharp_demo.pruning.layers import AttentionOverride
+from sharp_demo.lazy import LazyModule
 from sharp_demo.pruning.method import Method, knob, top_k
 from sharp_demo.pruning.outcome import Role, Selection
-from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.schedule import Schedule, budget
-from sharp_demo.pruning.sharp.bias import black_bias
-from sharp_demo.pruning.sharp.regd import RegDOptions, refine
-from sharp_demo.pruning.sharp.segments import cut, token_bounds
-from sharp_demo.pruning.sharp.trace import trace_regd
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sharp_demo.pruning.layers import AttentionOverride
+    from sharp_demo.pruning.prefill import Prefill
+else:
+    torch = LazyModule("torch")
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,10 @@ class ShaRP(Method):
     year = 2025
     summary = "Debiased attention of the last token on segment-masked states, deduplicated; drops before layer 1."
     question_aware = True
+    color = "#3D7FF0"
 
     segm: bool = knob(True, "SegM: segment-aware causal mask in the layers of segm_layers")
-    posc: bool = knob(True, "PosC: subtract the black-video bias from the scores")
+    posc: bool = knob(True, "PosC: subtract the black-video bias from the scores", costs=True)
     regd: bool = knob(True, "RegD: pre-filter, deduplicate and refill the registers")
     penalty: float = knob(0.6, "lambda of Eq. 5, weight of the bias", low=0.0, high=100.0)
     tau_seg: float = knob(0.9, "cosine of frame means below which a segment ends", low=-1.0)
@@ -53,11 +55,12 @@ class ShaRP(Method):
     tau_merge: float = knob(0.8, "cosine to the pivot above which a register is deduplicated")
     tau_cluster: float = knob(0.4, "cosine to its cluster above which a filler joins it")
     beta: float = knob(0.008, "weight of the cluster size in Eq. 6")
-    layer: int = knob(1, "tokens are dropped before this decoder layer", low=1)
+    layer: int = knob(1, "tokens are dropped before this decoder layer", low=1, costs=True)
     score_layer: str = knob(
         "lookahead",
         "scores of the layer about to run, or (first) of the one that has run",
         choices=("lookahead", "first"),
+        costs=True,
     )
     score_space: str = knob("prob", "post-softmax probabilities or pre-softmax logits", choices=("prob", "logit"))
     score_norm: str = knob("row", "softmax over the whole row or over the visual keys", choices=("row", "visual"))
@@ -102,6 +105,17 @@ class ShaRP(Method):
     def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
         return [(self.layer, budget(self.retention, n))]
 
+    def overhead(self, prunes: Prunes) -> dict[str, int]:
+        """Of the last stage, on the tokens that reach it."""
+        look_ahead = self.score_layer == "lookahead"
+        (layer, _), visual = prunes.stages[-1], prunes.before[len(prunes.stages) - 1]
+        macs = {"scores": score_macs(prunes.shape, visual + prunes.text, project_keys=look_ahead)}
+        if self._debiases:
+            full = layer - (0 if look_ahead else 1)
+            macs["bias"] = bias_macs(prunes.shape, visual, prunes.text, prunes.prefix, full_layers=full)
+            macs["bias_setup"] = bias_setup_macs(prunes.shape, visual, prunes.prefix, full_layers=full)
+        return macs
+
     def registers(self, n: int, alive: int) -> int:
         """How many tokens to keep of the `alive` ones that are left of n."""
         return budget(self.retention, n)
@@ -110,6 +124,9 @@ class ShaRP(Method):
         masks = self.segm and layer in self.segm_layers and layer < self.layer
         if not masks and (layer or (not self.regd and not self.segm)):
             return None
+        from sharp_demo.pruning.attention import Span, packing_for, segment_masked
+        from sharp_demo.pruning.sharp.segments import cut, token_bounds
+
         with prefill.stage("mask"):
             if layer == 0:
                 tokens = prefill.hidden[0, prefill.rows]
@@ -130,6 +147,11 @@ class ShaRP(Method):
     def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
         if layer != self.layer:
             return None
+        from sharp_demo.pruning.attention import to_device
+        from sharp_demo.pruning.sharp.bias import black_bias
+        from sharp_demo.pruning.sharp.regd import RegDOptions, refine
+        from sharp_demo.pruning.sharp.trace import trace_regd
+
         with prefill.stage("scores"):
             lookahead = self.score_layer == "lookahead"
             logits = prefill.logits_of_next_layer(layer) if lookahead else prefill.logits_of_last_layer(layer - 1)
@@ -179,6 +201,8 @@ class ShaRP(Method):
             return hidden
         if self.regd_features == "input":
             return prefill.embeddings[0, prefill.order[prefill.rows]]
+        from sharp_demo.pruning.attention import project_keys
+
         block = prefill.layers[self.layer]
         keys = project_keys(block.self_attn, block.input_layernorm(hidden[None]), None)
         return keys[0].transpose(0, 1).flatten(1)
