@@ -576,3 +576,15 @@ def test_every_token_tells_which_layer_it_did_not_enter(engine: Engine, video: s
     per_frame = result.layout.rows * result.layout.cols
     kept = [frame * per_frame + token for frame, tokens in enumerate(result.kept) for token in tokens]
     assert np.flatnonzero(left == layers).tolist() == kept
+
+
+def test_frames_sent_by_another_process_are_not_decoded_again(
+    engine: Engine, request_for: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(engine.stream(request_for))
+    there = stages.Stages(engine.settings)
+    clip = there.decode(request_for, engine._loaded)
+    here = stages.Stages(engine.settings)
+    here.keep(request_for, engine._loaded, clip)
+    monkeypatch.setattr(stages, "decode", lambda *args: pytest.fail("decoded again"))
+    assert here.decode(request_for, engine._loaded) is clip
