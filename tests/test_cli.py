@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from sharp_demo import doctor
-from sharp_demo.cli import main, method_specs, parse_option
+from sharp_demo.cli import main
+from sharp_demo.cli.options import method_specs, parse_option
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.registry import METHODS, list_methods, method_class
