@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -29,16 +30,23 @@ def frame_means(tokens: Tensor, frames: Tensor, count: int) -> Tensor:
     return means[source.cummax(0).values]
 
 
-def segment_starts(means: Tensor, tau_seg: float) -> list[int]:
-    """Frames at which a segment begins: frame 0 and every f with cos(mean f-1, mean f) < tau_seg (strict)."""
-    similarity = F.cosine_similarity(means[:-1], means[1:], dim=-1)
-    return [0, *((similarity < tau_seg).nonzero().squeeze(1) + 1).tolist()]
+def similarities(means: Tensor, tau_seg: float) -> tuple[Tensor, Tensor]:
+    """Eq. 3 on frame means [count, d]: the cosines [count - 1] of neighbours, and which frames [count] begin a segment.
+
+    Frame 0 does, and every f with cos(mean f-1, mean f) < tau_seg (strict).
+    """
+    cosines = F.cosine_similarity(means[:-1], means[1:], dim=-1)
+    return cosines, F.pad(cosines < tau_seg, (1, 0), value=True)
+
+
+def spans(begins: Sequence[bool | int]) -> list[tuple[int, int]]:
+    """The segments as [first, end) frames, contiguous, covering all frames; `begins` as in `similarities`."""
+    return list(pairwise([*(frame for frame, begin in enumerate(begins) if begin), len(begins)]))
 
 
 def segment_frames(means: Tensor, tau_seg: float) -> list[tuple[int, int]]:
-    """The segments as [first, end) frames, contiguous, covering all frames of means [frames, d]."""
-    starts = segment_starts(means, tau_seg)
-    return list(pairwise([*starts, means.shape[0]]))
+    """The segments of frame means [count, d]."""
+    return spans(similarities(means, tau_seg)[1].tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +61,10 @@ class Cuts:
 def cut(tokens: Tensor, frames: Tensor, count: int, tau_seg: float) -> Cuts:
     """`segment_frames` and `token_bounds` of tokens [v, d] with ascending `frames` [v]; waits for the device once."""
     means = frame_means(tokens, frames, count)
-    cosines = F.cosine_similarity(means[:-1], means[1:], dim=-1)
-    begins = F.pad((cosines < tau_seg).long(), (1, 0))  # [count]
+    cosines, begins = similarities(means, tau_seg)
     edges = torch.searchsorted(frames, torch.arange(count + 1, device=frames.device))
-    answer = torch.cat((begins, edges)).tolist()
-    starts = [0, *(frame for frame in range(1, count) if answer[frame])]
-    segments = list(pairwise([*starts, count]))
+    answer = torch.cat((begins.long(), edges)).tolist()
+    segments = spans(answer[:count])
     ranges = [(answer[count + first], answer[count + end]) for first, end in segments]
     return Cuts(segments, [(a, b) for a, b in ranges if a < b], cosines)
 
