@@ -190,7 +190,7 @@ def test_bias_cache_holds_no_autograd_graph(tiny: Backbone) -> None:
             assert prompt.model(**prompt.inputs(), use_cache=True).logits.requires_grad
     finally:
         tiny.model.requires_grad_(False)
-    (black,) = cache._entries.values()
+    ((_, black),) = cache.items()
     assert not black.keys.requires_grad
 
 

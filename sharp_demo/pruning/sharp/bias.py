@@ -6,7 +6,6 @@ are computed once and cached; a new question runs only its own rows through thos
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from sharp_demo.backbones.processor import Processor, VideoPreprocessor
 from sharp_demo.pruning.attention import Span, last_query_logits, project_keys, segment_masked
 from sharp_demo.pruning.layers import AttentionOverride, LayerPass, run_layers
 from sharp_demo.pruning.prefill import Prefill
+from sharp_demo.recent import Recent
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,29 +35,11 @@ class BlackRows:
     keys: Tensor
 
 
-class BiasCache:
-    """The `capacity` most recently used `BlackRows`; weights changed in place need a new one."""
+class BiasCache(Recent[BlackRows]):
+    """The most recently used `BlackRows`; weights changed in place need a new cache."""
 
     def __init__(self, capacity: int = 4) -> None:
-        self.capacity = capacity
-        self._entries: OrderedDict[Hashable, BlackRows] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: Hashable) -> BlackRows | None:
-        if key in self._entries:
-            self._entries.move_to_end(key)
-        return self._entries.get(key)
-
-    def items(self) -> list[tuple[Hashable, BlackRows]]:
-        """What is cached, the least recently used first."""
-        return list(self._entries.items())
-
-    def put(self, key: Hashable, rows: BlackRows) -> None:
-        self._entries[key] = rows
-        while len(self._entries) > self.capacity:
-            self._entries.popitem(last=False)
+        super().__init__(capacity)
 
 
 class _Masked(LayerPass):
