@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sharp_demo.pruning.outcome import Role, Selection
-from sharp_demo.pruning.sharp import regd
+from sharp_demo.pruning.sharp import reference, regd
 from sharp_demo.pruning.sharp.regd import RegDOptions, refine, run_leaders
 from sharp_demo.pruning.sharp.trace import trace_regd
 
@@ -266,6 +266,10 @@ def test_loop_walk_and_blocks_keep_the_same_tokens(kind: str, monkeypatch: pytes
         )
         assert walked.kept.tolist() == blocked.kept.tolist() == sorted(expected), drawn
         roles = [expected[slot][0] for slot in sorted(expected)]
+        pieces = [list(range(a, b)) for a, b in segments]
+        told = reference.deduplicate(torch.from_numpy(hidden), pieces, torch.from_numpy(scores), registers)
+        assert list(told) == sorted(expected)
+        assert [role.label for role, _ in told.values()] == roles
         for selection in (walked, blocked):
             assert [Role(role).label for role in selection.role.tolist()] == roles, drawn
         assert torch.equal(walked.merged_into, blocked.merged_into)
