@@ -63,11 +63,15 @@ def last_query_logits(self_attn: nn.Module, x_last: Tensor, rotary_last: Rotary 
 
 @dataclass(frozen=True)
 class Span:
-    """Contiguous rows of one prompt: text prefix [0, start), visual segments, text suffix [end, n)."""
+    """Rows of one prompt: text prefix [0, start), visual segments, text suffix [end, n).
+
+    Text between frames stands in `text`. Like the prefix it sees all that precedes it, and is seen by all that follows.
+    """
 
     start: int
-    segments: tuple[tuple[int, int], ...]  # absolute [a, b) rows, contiguous, first a == start
-    prefix_visible: bool = True  # may visual tokens look at the text before the video?
+    segments: tuple[tuple[int, int], ...]  # absolute [a, b) rows, ascending, first a == start
+    prefix_visible: bool = True  # may visual tokens look at the text before them?
+    text: tuple[int, ...] = ()  # absolute rows in [start, end) that are text, within segments or between them
 
     @property
     def end(self) -> int:
@@ -93,6 +97,8 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, span: Span, scaling: floa
         return F.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True, **mask)
 
     out = torch.empty_like(q)
+    if span.text:
+        return _interleaved(attend, q, k, v, span)
     if span.start:
         rows = slice(0, span.start)
         out[:, :, rows] = attend(q[:, :, rows], k[:, :, rows], v[:, :, rows], is_causal=True)
@@ -105,6 +111,27 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, span: Span, scaling: floa
     if suffix:
         mask = torch.ones(suffix, q.shape[2], dtype=torch.bool, device=q.device).tril(span.end)
         out[:, :, span.end :] = attend(q[:, :, span.end :], k, v, attn_mask=mask)
+    return out
+
+
+def _interleaved(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+    """`segment_attention` where text stands in the video: one square per segment, one masked call for all text."""
+
+    def rows_of(values: list[int]) -> Tensor:
+        return to_device(values, torch.long, q.device)
+
+    out, n, text = torch.empty_like(q), q.shape[2], set(span.text)
+    for a, b in span.segments:
+        visual = [row for row in range(a, b) if row not in text]
+        before = [*range(span.start), *(row for row in span.text if row < visual[-1])] if span.prefix_visible else []
+        rows = sorted(visual + before)
+        query, key, value = (t.index_select(2, rows_of(rows)) for t in (q, k, v))
+        place = {row: number for number, row in enumerate(rows)}
+        own = rows_of([place[row] for row in visual])
+        out[:, :, rows_of(visual)] = attend(query, key, value, is_causal=True).index_select(2, own)
+    rest = rows_of([*range(span.start), *span.text, *range(span.end, n)])
+    mask = torch.arange(n, device=q.device) <= rest[:, None]
+    out[:, :, rest] = attend(q.index_select(2, rest), k, v, attn_mask=mask)
     return out
 
 
@@ -205,7 +232,7 @@ def varlen_kernel(device: torch.device, dtype: torch.dtype, backend: str) -> Var
 
 def packing_for(span: Span, hidden: Tensor, backend: str) -> Packing | None:
     """The packing of the rows hidden [B, n, d], where `segment_masked` will run a varlen kernel on them."""
-    if hidden.shape[0] > 1 or varlen_kernel(hidden.device, hidden.dtype, backend) is None:
+    if span.text or hidden.shape[0] > 1 or varlen_kernel(hidden.device, hidden.dtype, backend) is None:
         return None
     return pack_segments(span, hidden.shape[1], hidden.device)
 
@@ -231,7 +258,7 @@ def segment_masked(
     if cache is not None:
         k, v = cache.update(k, v, self_attn.layer_idx)
     backend = self_attn.config._attn_implementation
-    kernel = varlen_kernel(x.device, x.dtype, backend) if x.shape[0] == 1 else None
+    kernel = varlen_kernel(x.device, x.dtype, backend) if x.shape[0] == 1 and not span.text else None
     if kernel is None:
         out = segment_attention(q, k, v, span, self_attn.scaling)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,17 @@ from transformers.cache_utils import DynamicCache
 
 from sharp_demo.backbones.signals import VisionSignals
 from sharp_demo.errors import UnsupportedError
-from sharp_demo.pruning.attention import Rotary, last_query_logits, project_keys
+from sharp_demo.pruning.attention import Rotary, Span, last_query_logits, project_keys, to_device
 from sharp_demo.pruning.layers import AttentionOverride, LayerPass
 from sharp_demo.pruning.outcome import Run, Selection
 from sharp_demo.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from sharp_demo.pruning.method import Method
+
+
+Injection = Callable[[int, Tensor], Tensor | None]
+"""(decoder layer that has run, slots [v]) -> [v, d] to add to the rows of these visual tokens, or None."""
 
 
 @dataclass
@@ -30,6 +35,7 @@ class PromptContext:
     prompt_ids: tuple[int, ...] = ()
     positions: Tensor | None = None  # of the prompt, on the CPU, when the caller passed position ids
     signals: VisionSignals | None = None  # of the prompt's video, when the method reads them
+    inject: Injection | None = None  # what the family adds to the visual rows behind some layers
 
 
 class Prefill(LayerPass):
@@ -40,6 +46,7 @@ class Prefill(LayerPass):
     layers, cache, config : the text model's decoder layers, key/value cache and config.
     embeddings : [B, n0, d], the LLM's input before any drop.
     start : row of the first visual token; the rows before it are text that the video cannot change.
+    end : current row behind the video. Text between its frames, which lies before it, is never dropped.
     order : [n] original row of each current row. orders : the same of the rows that each layer so far has seen.
     text : current rows that are not visual.
     rows, slots : [v] current row and layout slot of each surviving visual token.
@@ -63,10 +70,11 @@ class Prefill(LayerPass):
         self.embeddings = hidden
         self.order = torch.arange(hidden.shape[1], device=hidden.device)
         self.orders: list[Tensor] = []
-        self.start = int(self.layout.index[0])
-        end = self.start + len(self.layout)
-        self.rows = self.order[self.start : end]
-        self.text = torch.cat((self.order[: self.start], self.order[end:]))
+        index = self.layout.index.cpu()
+        self.start, self._text_before_end = int(index[0]), int(index[-1]) + 1 - len(index)
+        is_text = torch.ones(hidden.shape[1], dtype=torch.bool).index_fill(0, index, False)
+        self.rows = to_device(index.tolist(), torch.long, hidden.device)
+        self.text = to_device(is_text.nonzero().squeeze(1).tolist(), torch.long, hidden.device)
         self.slots = torch.arange(len(self.layout), device=hidden.device)
         self._last_input = hidden[:, -1:]
 
@@ -92,6 +100,11 @@ class Prefill(LayerPass):
         for part in self.active_parts:
             self._apply(part.after_attention(layer, self), first_layer=layer + 1, first_mlp=layer)
 
+    def after_layer(self, layer: int) -> None:
+        added = None if self.context.inject is None else self.context.inject(layer, self.slots)
+        if added is not None:
+            self.hidden = self.hidden.index_add(1, self.rows, added.to(self.hidden).expand(len(self.hidden), -1, -1))
+
     def finish(self) -> None:
         """Called when all layers ran."""
         for part in self.active_parts:
@@ -115,6 +128,19 @@ class Prefill(LayerPass):
     @property
     def stage(self) -> Stopwatch:
         return self.run.stopwatch
+
+    @property
+    def end(self) -> int:
+        return self._text_before_end + len(self.rows)
+
+    def span(self, ranges: Sequence[tuple[int, int]], text_visible: bool = True) -> Span:
+        """The span of segments that are given as [a, b) ranges of the surviving visual tokens."""
+        if self._text_before_end == self.start:
+            rows = [(self.start + a, self.start + b) for a, b in ranges]
+            return Span(self.start, tuple(rows), text_visible)
+        at = self.rows.tolist()
+        between = tuple(sorted(set(range(self.start, at[-1] + 1)).difference(at)))
+        return Span(self.start, tuple((at[a], at[b - 1] + 1) for a, b in ranges), text_visible, between)
 
     @property
     def frames(self) -> Tensor:

@@ -106,16 +106,15 @@ class SharpV(Method):
         if self.memory_states == "output":
             self._judge(len(prefill.layers) - 1, prefill)
         with prefill.stage("memory"):
-            after = len(prefill.text) - prefill.start  # text rows behind the video
+            text = prefill.order[prefill.text]
             for layer, cosine in enumerate(prefill.run.layer_scores[COSINE].tolist()):
                 if cosine < self.memory_threshold:
-                    rows = torch.arange(prefill.cache.layers[layer].get_seq_length(), device=prefill.rows.device)
-                    prefill.drop_kv(layer, torch.cat((rows[: prefill.start], rows[len(rows) - after :])))
+                    prefill.drop_kv(layer, torch.searchsorted(prefill.orders[layer], text))
 
     @staticmethod
     def _judge(layer: int, prefill: Prefill) -> None:
         with prefill.stage("memory"):
-            features = prefill.embeddings[0, prefill.start + prefill.slots].float()
+            features = prefill.embeddings[0, prefill.order[prefill.rows]].float()
             states = prefill.hidden[0, prefill.rows].float()
             prefill.record_layer_score(COSINE, layer, F.cosine_similarity(states, features, dim=-1).mean())
 

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache
 
 from sharp_demo.backbones.features import black_features
 from sharp_demo.backbones.processor import Processor, VideoPreprocessor
+from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning.attention import Span, last_query_logits, project_keys, segment_masked
 from sharp_demo.pruning.layers import AttentionOverride, LayerPass, run_layers
 from sharp_demo.pruning.prefill import Prefill
@@ -55,14 +56,15 @@ class _Masked(LayerPass):
 
 def bias_key(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...]) -> Hashable:
     """Everything the black rows depend on; the model counts as what it was when it was first seen."""
-    layout, context, end = prefill.layout, prefill.context, prefill.start + len(prefill.layout)
+    layout, context = prefill.layout, prefill.context
+    end = int(layout.index[-1]) + 1
     source = (ref(context.model), preprocessing(context.processor))
     positions = None if context.positions is None else context.positions[..., :end].numpy().tobytes()
     slots = None if len(prefill.slots) == len(layout) else tuple(prefill.slots.tolist())
     grid = (layout.frames, layout.rows, layout.cols)
     backend = prefill.config._attn_implementation
     where = (tuple(prefill.renumbered), prefill.embeddings.dtype, str(prefill.embeddings.device), backend)
-    return (*source, layer, hidden_prefix_layers, grid, slots, positions, context.prompt_ids[: prefill.start], *where)
+    return (*source, layer, hidden_prefix_layers, grid, slots, positions, context.prompt_ids[:end], *where)
 
 
 def preprocessing(processor: Any) -> VideoPreprocessor:
@@ -72,18 +74,19 @@ def preprocessing(processor: Any) -> VideoPreprocessor:
 
 @torch.no_grad()  # constants: a caller's autograd graph must not live on in the cache
 def black_rows(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...]) -> BlackRows:
-    """Run text prefix and black video through the layers before `layer`; one layer over all rows for layer 1.
+    """Run all text up to the end of the video, and a black video, through the layers before `layer`.
 
     `hidden_prefix_layers`: layers in which visual tokens do not see the prefix (SegM with `sys_visible=False`).
     The black video is one segment, so SegM changes nothing else about it.
     """
-    context, start, end = prefill.context, prefill.start, prefill.start + len(prefill.rows)
+    context, end = prefill.context, prefill.end
     visual = black_features(context.model, preprocessing(context.processor), prefill.layout).to(prefill.embeddings)[
         prefill.slots
     ]
-    hidden = torch.cat((prefill.embeddings[:1, :start], visual[None]), 1)
+    hidden = prefill.embeddings[:1, prefill.order[:end]]  # a copy
+    hidden[0, prefill.rows] = visual
     rotary = (prefill.rotary[0][:1, :end], prefill.rotary[1][:1, :end])
-    span = Span(start, ((start, end),), prefix_visible=False)
+    span = prefill.span([(0, len(prefill.rows))], text_visible=False)
     rows = _Masked(hidden, rotary, span, hidden_prefix_layers)
     cache = DynamicCache(config=prefill.config)
     run_layers(prefill.layers[:layer], rows, cache, prefill.config)
@@ -97,7 +100,7 @@ def black_logits(prefill: Prefill, layer: int, black: BlackRows) -> Tensor:
 
     Equal to a whole run on the black video with this very prompt.
     """
-    end = prefill.start + len(prefill.rows)
+    end = prefill.end
     rotary = (prefill.rotary[0][:1, end:], prefill.rotary[1][:1, end:])
     rows = LayerPass(prefill.embeddings[:1, prefill.order[end:]], rotary)
     cache = DynamicCache(config=prefill.config)
@@ -113,6 +116,8 @@ def black_logits(prefill: Prefill, layer: int, black: BlackRows) -> Tensor:
 
 def black_bias(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...] = ()) -> Tensor:
     """The bias logits [heads, n] of this prompt, through the cache; stages `bias_setup` (cold only) and `bias`."""
+    if prefill.context.inject is not None:
+        raise UnsupportedError("PosC's black video has no rows to add behind layers for this family: set posc=False.")
     if prefill.context.bias_cache is None:
         prefill.context.bias_cache = BiasCache()
     cache: BiasCache = prefill.context.bias_cache

@@ -124,7 +124,7 @@ class ShaRP(Method):
         masks = self.segm and layer in self.segm_layers and layer < self.layer
         if not masks and (layer or (not self.regd and not self.segm)):
             return None
-        from sharp_demo.pruning.attention import Span, packing_for, segment_masked
+        from sharp_demo.pruning.attention import packing_for, segment_masked
         from sharp_demo.pruning.sharp.segments import cut, token_bounds
 
         with prefill.stage("mask"):
@@ -139,8 +139,7 @@ class ShaRP(Method):
             if not masks:
                 return None
             prefill.run.segment_tokens = [b - a for a, b in ranges]
-            rows = tuple((prefill.start + a, prefill.start + b) for a, b in ranges)
-            span = Span(prefill.start, rows, self.sys_visible)
+            span = prefill.span(ranges, self.sys_visible)
             packing = packing_for(span, prefill.hidden, prefill.config._attn_implementation)
         return partial(segment_masked, span=span, packing=packing)
 
@@ -175,7 +174,7 @@ class ShaRP(Method):
             segments = len(prefill.run.segments)
             starts = to_device([first for first, _ in prefill.run.segments], torch.long, scores.device)
             segment = torch.searchsorted(starts, prefill.frames, right=True) - 1
-            hidden = prefill.hidden[0, prefill.start : prefill.start + len(prefill.rows)]
+            hidden = prefill.hidden[0, prefill.rows]
             features = self._features(prefill, hidden)
         options = RegDOptions(**{option.name: getattr(self, option.name) for option in fields(RegDOptions)})
         if self.trace:
