@@ -48,6 +48,9 @@ class VideoInfo:
     duration_s : from the first frame to the end of the last one, measured on the packets.
     fps : frames per second on average.
     rotation : degrees counter-clockwise by which the stored pictures are turned for display: 0, 90, 180, 270.
+    mirrored : whether they are mirrored left to right before that, as selfie cameras ask for.
+    other_sizes : sizes, as displayed, that later pictures of the file have; they are fitted into the first size
+        without changing their shape, with black bars.
     frame_count : frames in the file.
     decoder : "decord", "pyav" or "opencv"; empty after `probe`.
     distinct_frames : different source frames among the ones returned; 0 after `probe`.
@@ -63,6 +66,8 @@ class VideoInfo:
     frame_count: int
     decoder: str = ""
     distinct_frames: int = 0
+    mirrored: bool = False
+    other_sizes: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

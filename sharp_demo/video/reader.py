@@ -39,7 +39,7 @@ _WORST = ("unavailable", "memory", "cpu", "crashed", "damaged", "timeout")
 
 
 def probe(path: str | os.PathLike[str], settings: Settings) -> VideoInfo:
-    """Check a file against every limit and return what is known of it; only one picture is decoded.
+    """Check a file against every limit and return what is known of it; only a few pictures are decoded.
 
     Raises
     ------
@@ -99,7 +99,9 @@ def plan(
     """
     times, keyframes, duration = scan["times"], scan["keyframes"], scan["duration"]
     chosen = on_screen(times, [times[0] + t for t in bin_centres(duration, frames)])
-    indices = sorted(set(chosen))
+    reference = times.index(scan["reference_time"]) if scan["reference"] and scan["reference_time"] in times else None
+    # The frame by which the orientation is checked comes along.
+    indices = sorted({*chosen} if reference is None else {*chosen, reference})
     width, height = fit(scan["width"], scan["height"], max_side)
     size_mb = frames * width * height * 3 / (1 << 20)
     if size_mb > settings.decode_output_mb:
@@ -112,32 +114,38 @@ def plan(
     order = {
         "path": source.path,
         "demuxer": source.demuxer,
+        "stream": scan["stream"],
         "indices": indices,
         "times": [times[i] for i in indices],
         "anchors": [keyframes[k] if k >= 0 else times[0] for k in before],
         "origin": times[0],
         "total": len(times),
+        "coded": scan["coded"],
         "size": (width, height),
         "rotation": scan["rotation"],
+        "mirrored": scan["mirrored"],
         "slack": max(0.1, 3 * duration / len(times)),
         "max_pixels": settings.max_pixels,
+        "clock": times if scan["counted"] else [],
+        "reference": scan["reference"] if reference is not None else "",
+        "reference_place": indices.index(reference) if reference is not None else 0,
     }
     place = {index: k for k, index in enumerate(indices)}
     return order, [place[index] for index in chosen]
 
 
-def decoders_for(codec: str, streams: int, closed: bool) -> list[str]:
+def decoders_for(scan: dict[str, Any]) -> list[str]:
     """Return the decoders to try, in order.
 
     decord cannot read AV1 and has no wheels for ARM. Where frames refer across key frames (open groups), it drops
-    some after a seek, keeps counting, and returns wrong frames without an error. Which of several video tracks
-    decord and OpenCV take is theirs to choose, so PyAV alone reads such files.
+    some after a seek, keeps counting, and returns wrong frames without an error. It turns pictures by itself, but
+    knows neither mirrors nor SEI nor Matroska's poses, and needs times on the packets. Which of several video tracks
+    decord and OpenCV take is theirs to choose, and they squeeze a picture of another size, so PyAV alone reads these.
     """
-    if streams > 1:
+    if scan["streams"] > 1 or scan["other_sizes"]:
         return ["pyav"]
-    if codec == "av1" or not closed or find_spec("decord") is None:
-        return ["pyav", "opencv"]
-    return ["decord", "pyav", "opencv"]
+    unfit = scan["codec"] == "av1" or not scan["closed"] or scan["turned"] or scan["counted"]
+    return ["pyav", "opencv"] if unfit or find_spec("decord") is None else ["decord", "pyav", "opencv"]
 
 
 @contextmanager
@@ -167,7 +175,7 @@ def _decode(
     failures: list[Ended] = []
     width, height = order["size"]
     shape = (len(order["times"]), height, width, 3)
-    decoders = decoders_for(scan["codec"], scan["streams"], scan["closed"])
+    decoders = decoders_for(scan)
     for decoder in decoders:
         file_mb = 1 + int(np.prod(shape)) // (1 << 20) + 1
         share = 1.0 if decoder == decoders[-1] else _SHARES[decoder]
@@ -211,6 +219,8 @@ def _info(source: Source, scan: dict[str, Any]) -> VideoInfo:
         fps=round(count / duration, 3) if duration > 0 else 0.0,
         rotation=scan["rotation"],
         frame_count=count,
+        mirrored=scan["mirrored"],
+        other_sizes=tuple((width, height) for width, height in scan["other_sizes"]),
     )
 
 

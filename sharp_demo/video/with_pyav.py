@@ -30,6 +30,11 @@ def video_streams(container: Any) -> list[Any]:
     return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
 
 
+def chosen(streams: list[Any]) -> Any:
+    """Return the stream to read: the first one that the file flags as its default, else the first."""
+    return next((s for s in streams if s.disposition & Disposition.default), streams[0])
+
+
 def decoder_options(max_pixels: float) -> dict[str, str]:
     """Return options that make FFmpeg refuse pictures larger than the container admits to (plus coding margins)."""
     return {"max_pixels": str(int(max_pixels * 1.25))}
@@ -62,20 +67,33 @@ def pictures(packet: Any) -> list[Any]:
 def decode(order: Order) -> tuple[np.ndarray, list[float]]:
     """Return frames uint8 [N, H, W, 3] and their times on the container's clock.
 
-    Jumps over key-frame groups that hold no wanted frame, always forward.
+    Jumps over key-frame groups that hold no wanted frame, always forward; reads a file whose pictures carry no times
+    front to back, and counts.
     """
     taken = Taken(order)
     with open_container(order.path, order.demuxer) as container:
-        stream = video_streams(container)[0]
+        stream = container.streams[order.stream]
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = THREADS
         stream.codec_context.options = decoder_options(order.max_pixels)
+        if order.clock:
+            _count(container, stream, order, taken)
+            return taken.frames, taken.times
         reached = order.origin
         while not taken.full:
             if order.anchors[taken.count] > reached:
                 _seek(container, stream, order.anchors[taken.count])
             reached = _take_group(container, stream, order, taken, reached)
     return taken.frames, taken.times
+
+
+def _count(container: Any, stream: Any, order: Order, taken: Taken) -> None:
+    frames = (frame for packet in readable(container.demux(stream)) for frame in pictures(packet))
+    for time, frame in zip(order.clock, frames, strict=False):
+        taken.offer(time, partial(_picture, frame, order))
+        if taken.full:
+            return
+    taken.finish()
 
 
 def _take_group(container: Any, stream: Any, order: Order, taken: Taken, reached: float) -> float:
@@ -86,7 +104,7 @@ def _take_group(container: Any, stream: Any, order: Order, taken: Taken, reached
             if frame.time is None:
                 continue
             reached = frame.time
-            taken.offer(reached, partial(_upright, frame, order))
+            taken.offer(reached, partial(_picture, frame, order))
             if taken.full or (taken.count > before and order.anchors[taken.count] > reached):
                 return reached
     taken.finish()
@@ -101,7 +119,16 @@ def _seek(container: Any, stream: Any, time: float) -> None:
         return
 
 
-def _upright(frame: Any, order: Order) -> np.ndarray:
-    width, height = order.size if order.rotation % 180 == 0 else order.size[::-1]
-    image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
-    return np.rot90(image, k=order.rotation // 90)
+def _picture(frame: Any, order: Order) -> np.ndarray:
+    """Return a frame, as it is stored, in the size ordered; one of another shape than the first gets black bars."""
+    width, height = order.stored
+    across, down = frame.width * width / order.coded[0], frame.height * height / order.coded[1]
+    scale = min(width / across, height / down)
+    inner = max(round(across * scale), 1), max(round(down * scale), 1)
+    image = frame.to_ndarray(format="rgb24", width=inner[0], height=inner[1], interpolation="BICUBIC")
+    if inner == (width, height):
+        return image
+    framed = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - inner[1]) // 2, (width - inner[0]) // 2
+    framed[top : top + inner[1], left : left + inner[0]] = image
+    return framed

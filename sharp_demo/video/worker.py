@@ -67,7 +67,7 @@ def run(stage: str, job: dict[str, Any]) -> dict[str, Any]:
 
     from sharp_demo.video.order import Order, check_filled
 
-    order = Order(**job | {"size": tuple(job["size"])})
+    order = Order(**job | {name: tuple(job[name]) for name in ("coded", "size")})
     frames, times = import_module(f"sharp_demo.video.with_{stage}").decode(order)
     check_filled(order, frames, times)
     np.save("frames.npy", frames)
