@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import socket
@@ -43,6 +44,7 @@ def examine(settings: Settings) -> list[Finding]:
         *versions,
         *models,
         *_decoders(),
+        _isolation(),
         *_disk(settings),
         *_server(settings),
         *wrong,
@@ -94,6 +96,29 @@ def _decoders() -> Iterator[Finding]:
             continue
         reason = (child.stderr.strip().splitlines() or ["it ended without a message"])[-1]
         yield Finding("decoders", module, "fail" if module == "av" else "warn", f"not usable: {reason} ({role})")
+
+
+def _isolation() -> Finding:
+    """Say whether the process that decodes uploads is kept from the network and from other files."""
+    code = (
+        "import os, sys; from sharp_demo.video.isolation import isolate; "
+        "print(*isolate(os.devnull, os.getcwd(), sys.argv[1]))"
+    )
+    root = str(Path(__file__).resolve().parents[1])
+    with tempfile.TemporaryDirectory() as folder:
+        child = subprocess.run(
+            [sys.executable, "-c", code, root],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])},
+        )
+    missing = child.stdout.split() if child.returncode == 0 else ["network", "files"]
+    if not missing:
+        return Finding("decoders", "isolation", "ok", "no network, no files but the video and a folder of its own")
+    reasons = {"network": "the network (no seccomp filter)", "files": "other files (no Landlock, Linux 5.13 and later)"}
+    what = " and ".join(reasons[one] for one in missing)
+    return Finding("decoders", "isolation", "warn", f"this system does not keep the decoder from {what}")
 
 
 def _models(settings: Settings) -> Iterator[Finding]:

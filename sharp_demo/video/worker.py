@@ -1,7 +1,7 @@
 """The child process that touches untrusted bytes: `python -m sharp_demo.video.worker STAGE`, one JSON line on stdin.
 
 STAGE is "scan" or a decoder's name. The working directory is private to this process: it gets report.json and,
-after decoding, frames.npy. Limits are set before any decoder is imported.
+after decoding, frames.npy. Limits are set, and the process is shut in, before any decoder is imported.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import signal
 import sys
 from importlib import import_module
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from sharp_demo.errors import VideoError
+from sharp_demo.video.isolation import isolate
 
 try:
     import resource
 except ImportError:  # Windows: the parent's wall clock is the only limit there
     resource = None  # type: ignore[assignment]
 
+_PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 _OPEN_FILES = 64
 # One large frame: with less address space than this left, a decoder's failure is taken for lack of memory.
 _ONE_FRAME_MB = 64
@@ -119,6 +122,7 @@ def main() -> int:
     job = json.loads(sys.stdin.readline())
     limits = job.pop("limits")
     refused = set_limits(**limits)
+    refused += isolate(job["path"], os.getcwd(), _PACKAGE_ROOT)
     report = report_of(sys.argv[1], job)
     if report.get("failure") == "damaged" and starved(limits["memory_mb"]):
         report = {"failure": "memory", "detail": report.get("message") or report["detail"]}

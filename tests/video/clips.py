@@ -60,6 +60,7 @@ def write_clip(
     fps: float = 10,
     *,
     rotation: int = 0,
+    mirrored: bool = False,
     times: Iterable[float] | None = None,
     gop: int = 8,
     size: tuple[int, int] = SIZE,
@@ -75,7 +76,7 @@ def write_clip(
     ----------
     codec : a key of `ENCODERS`.
     frames : how many numbered frames, or the pictures themselves (uint8 [H, W, 3], of `size`).
-    rotation : degrees counter-clockwise in the display matrix.
+    rotation, mirrored : the display matrix mirrors left to right, then turns counter-clockwise by degrees.
     times : presentation times in seconds (milliseconds are kept); overrides `fps`.
     gop : frames between key frames.
     options, container : options of encoder and muxer, beside the defaults; audio adds a silent AAC or Opus track.
@@ -93,8 +94,9 @@ def write_clip(
         stream.gop_size = gop
         stream.codec_context.time_base = clock
         stream.codec_context.thread_count = 1
-        if rotation:
-            stream.set_display_rotation(rotation)
+        if rotation or mirrored:
+            # PyAV's flip comes after its turn.
+            stream.set_display_rotation(-rotation if mirrored else rotation, hflip=mirrored)
         sound = None
         if audio:
             sound = output.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48000, layout="mono")
@@ -122,6 +124,81 @@ def _same_scheduling() -> Iterator[None]:
         yield
     finally:
         os.sched_setscheduler(0, policy, parameters)
+
+
+def shown(stored: np.ndarray, rotation: int, mirrored: bool) -> np.ndarray:
+    """Return how a stored picture [H, W, 3] is to be shown: mirrored left to right, then turned counter-clockwise."""
+    image = stored[:, ::-1] if mirrored else stored
+    for _ in range(rotation // 90):
+        image = image.transpose(1, 0, 2)[::-1]
+    return image
+
+
+def with_orientation_sei(source: Path, path: str | Path, codec: str, rotation: int, mirrored: bool) -> Path:
+    """Copy an MP4 or MKV; each frame gets a display orientation SEI (ITU-T H.264, D.1.27; H.265, D.2.17)."""
+    turn = round(rotation * 65536 / 360)
+    # Not cancelled, flipped across, not upside down, turned; then how long it holds, and the end.
+    rest = "010" + "0" if codec == "h264" else "1"
+    bits = f"0{int(mirrored)}0{turn:016b}{rest}"
+    bits += "1" if len(bits) % 8 else ""
+    payload = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    header = b"\x06" if codec == "h264" else b"\x4e\x01"
+    unit = header + bytes([47, len(payload)]) + payload + b"\x80"
+    with av.open(str(source)) as given, av.open(str(path), "w") as output:
+        track = output.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(given.streams.video[0]):
+            if packet.dts is None:
+                continue
+            copy = av.Packet(len(unit).to_bytes(4, "big") + unit + bytes(packet))
+            copy.pts, copy.dts, copy.duration, copy.time_base = (
+                packet.pts,
+                packet.dts,
+                packet.duration,
+                packet.time_base,
+            )
+            copy.is_keyframe, copy.stream = packet.is_keyframe, track
+            output.mux(copy)
+    return Path(path)
+
+
+def write_sizes(path: str | Path, codec: str, sizes: Sequence[tuple[int, int]], each: int = 10) -> Path:
+    """Write a clip whose numbered pictures change their size every `each` frames; 10 frames a second."""
+    encoder, defaults = ENCODERS[codec]
+    with av.open(str(path), "w") as output:
+        track = None
+        for part, size in enumerate(sizes):
+            context = av.CodecContext.create(encoder, "w")
+            context.width, context.height = size
+            context.pix_fmt, context.time_base, context.framerate = "yuv420p", Fraction(1, 10), Fraction(10)
+            context.options, context.thread_count, context.gop_size = defaults, 1, each
+            if track is None:
+                track = output.add_stream(encoder, rate=10)
+                track.width, track.height, track.pix_fmt = *size, "yuv420p"
+                track.codec_context.options = defaults
+                output.start_encoding()
+            packets = []
+            for number in range(each):
+                frame = av.VideoFrame.from_ndarray(numbered(part * each + number, size), format="rgb24")
+                frame.pts, frame.time_base = part * each + number, Fraction(1, 10)
+                packets += context.encode(frame)
+            for packet in [*packets, *context.encode(None)]:
+                packet.stream, packet.time_base = track, Fraction(1, 10)
+                output.mux(packet)
+    return Path(path)
+
+
+def write_flagged_tracks(path: str | Path, default: int, tracks: int = 2) -> Path:
+    """Write H.264 tracks of ten frames, all showing the number of their track; `default` is the one to be read."""
+    with av.open(str(path), "w") as output:
+        streams = [output.add_stream("libx264", rate=10, options=ENCODERS["h264"][1]) for _ in range(tracks)]
+        for number, stream in enumerate(streams):
+            stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+            stream.disposition = av.stream.Disposition.default if number == default else av.stream.Disposition(0)
+        for number, stream in enumerate(streams):
+            for _ in range(10):
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(number), format="rgb24")))
+            output.mux(stream.encode())
+    return Path(path)
 
 
 def write_sound(path: str | Path, seconds: float = 1.0) -> Path:

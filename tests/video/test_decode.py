@@ -71,20 +71,6 @@ def test_colours_are_rgb(decoder, h264, limits, only):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_rotation_is_applied(rotation, decoder, tmp_path, limits, only):
-    only(decoder)
-    path = write_clip(tmp_path / "turned.mp4", rotation=rotation)
-    clip = decode(path, 4, limits)
-    height, width = (160, 120) if rotation % 180 else (120, 160)
-    assert clip.frames.shape == (4, height, width, 3)
-    assert (clip.info.width, clip.info.height, clip.info.rotation) == (width, height, rotation)
-    stored = [np.rot90(frame, -rotation // 90) for frame in clip.frames]
-    assert [read_number(frame) for frame in stored] == [2, 7, 12, 17]
-    assert np.abs(stored[0][20, 30].astype(int) - RED).max() <= 6
-
-
-@pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("name", ["varying.mp4", "varying.webm"])
 def test_variable_frame_rate_is_sampled_by_time(name, decoder, tmp_path, limits, only):
     only(decoder)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sharp_demo import doctor
 from sharp_demo.errors import VideoError
 from sharp_demo.settings import Settings
 from sharp_demo.video import decode, probe, sandbox
@@ -39,9 +40,12 @@ def replace_stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]
     return replace
 
 
-def instead_of_run(body: str) -> str:
+def instead_of_run(body: str, before: str = "") -> str:
     """Return code of a worker that sets its limits as always and then does something else."""
-    return f"from sharp_demo.video import worker\ndef run(stage, job):\n    {body}\nworker.run = run\nworker.main()"
+    return (
+        f"from sharp_demo.video import worker\n{before}\n"
+        f"def run(stage, job):\n    {body}\nworker.run = run\nworker.main()"
+    )
 
 
 def failure(path: Path, settings: Settings) -> VideoError:
@@ -163,7 +167,8 @@ def test_output_is_limited(h264, limits, replace_stage):
 )
 def test_nonsense_from_a_child_is_not_believed(body, h264, limits, replace_stage):
     for decoder in DECODERS:
-        replace_stage(decoder, instead_of_run(body))
+        # As on a system that shuts nobody in.
+        replace_stage(decoder, instead_of_run(body, "worker.isolate = lambda *_: []"))
     assert failure(h264, limits).kind == "crashed"
 
 
@@ -226,7 +231,7 @@ def test_limits_and_environment_of_the_child(h264, limits, replace_stage, monkey
 
 
 def test_an_orphan_ends_itself(tmp_path):
-    job = {"limits": {"memory_mb": 1024, "cpu_s": 5, "file_mb": 1, "wall_s": 0.2}}
+    job = {"path": os.devnull, "limits": {"memory_mb": 1024, "cpu_s": 5, "file_mb": 1, "wall_s": 0.2}}
     orphan = subprocess.Popen(
         [sys.executable, "-c", instead_of_run("import time; time.sleep(60)"), "scan"],
         stdin=subprocess.PIPE,
@@ -237,6 +242,95 @@ def test_an_orphan_ends_itself(tmp_path):
     orphan.stdin.flush()
     assert orphan.wait(10) == -14
     orphan.stdin.close()
+
+
+def _missing() -> list[str]:
+    """What this system does not offer for shutting a child in."""
+    return subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import os; from sharp_demo.video.isolation import isolate; print(*isolate(os.devnull, os.getcwd(), ''))",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+
+
+MISSING = _missing()
+
+
+def _try_in_child(attempt: str, path: Path, limits: Settings, replace_stage: Callable[[str, str], None]) -> str:
+    """Return what the scan's child is told when it tries something: the name of the error, or "done"."""
+    body = (
+        "from sharp_demo.errors import VideoError\n"
+        f"    try:\n        {attempt}\n        said = 'done'\n"
+        "    except OSError as error:\n        said = type(error).__name__\n"
+        "    raise VideoError('damaged', said)"
+    )
+    replace_stage("scan", instead_of_run(body))
+    return str(failure(path, limits))
+
+
+@pytest.mark.skipif("network" in MISSING, reason="this kernel has no seccomp filters")
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "import socket; socket.socket()",
+        "import socket; socket.socket(socket.AF_UNIX)",
+        "import socket; socket.create_connection(('127.0.0.1', 9), 1)",
+        "import os; os.execv('/bin/true', ['true'])",
+        "import subprocess; subprocess.run(['/bin/true'])",
+    ],
+)
+def test_the_child_has_no_network_and_starts_no_program(attempt, h264, limits, replace_stage):
+    assert _try_in_child(attempt, h264, limits, replace_stage) == "PermissionError"
+
+
+@pytest.mark.skipif("files" in MISSING, reason="this kernel has no Landlock")
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "open('/etc/passwd')",
+        "open({root!r} + '/README.md')",
+        "open({other!r}, 'rb')",
+        "open({path!r}, 'r+b')",
+        "open({folder!r} + '/new', 'w')",
+        "import os; os.listdir({folder!r})",
+        "import os; os.symlink('/etc/passwd', 'link')",
+        "import os; os.kill(os.getppid(), 0)",
+        "import os; open(f'/proc/{{os.getppid()}}/environ', 'rb')",
+    ],
+)
+def test_the_child_reaches_no_file_but_its_own(attempt, h264, limits, replace_stage):
+    other = h264.with_name("other.mp4")
+    other.write_bytes(b"another visitor's")
+    attempt = attempt.format(root=str(ROOT), other=str(other), path=str(h264), folder=str(h264.parent))
+    assert _try_in_child(attempt, h264, limits, replace_stage) == "PermissionError"
+
+
+def test_the_child_may_do_its_work(h264, limits, replace_stage):
+    attempt = f"open({str(h264)!r}, 'rb').read(); open('made', 'w').write('x'); import numpy, av"
+    assert _try_in_child(attempt, h264, limits, replace_stage) == "done"
+
+
+def test_what_is_missing_is_told(h264, limits, monkeypatch):
+    code = (
+        "import sys; sys.platform = 'darwin'\n"
+        "from sharp_demo.video.isolation import isolate; print(isolate('', '', ''))"
+    )
+    assert ast.literal_eval(_ask_child(code)) == ["network", "files"]
+    finding = doctor._isolation()
+    assert (finding.name, finding.status) == ("isolation", "warn" if MISSING else "ok")
+    monkeypatch.setattr(
+        doctor.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "network files\n", "")
+    )
+    finding = doctor._isolation()
+    assert finding.status == "warn"
+    assert "seccomp" in finding.detail
+    assert "Landlock" in finding.detail
 
 
 def _ask_child(code: str) -> str:
