@@ -24,8 +24,7 @@ from lab.provenance import commit, machine  # noqa: E402
 from sharp_demo.errors import VideoError  # noqa: E402
 from sharp_demo.settings import Settings  # noqa: E402
 from sharp_demo.video import reader, sandbox  # noqa: E402
-from tests.video.clips import write_clip  # noqa: E402
-from tests.video.test_fuzz import HOSTILE, SOURCES, check, clip_or_error, run  # noqa: E402
+from tests.video.test_fuzz import AIMED, HOSTILE, SOURCES, check, clip_or_error, run, write_source  # noqa: E402
 from tests.web import test_fuzz_server as served  # noqa: E402
 
 OUTPUT = ROOT / "docs/results/fuzz-video"
@@ -53,10 +52,10 @@ def resident_mb() -> float:
 
 
 def damaged(copies: int, folder: Path, limits: Settings, peaks: Peaks) -> list[dict[str, Any]]:
-    """One row per codec."""
+    """One row per codec, and one per kind of element that damage is aimed at."""
     rows = []
-    for codec in SOURCES:
-        write_clip(folder / SOURCES[codec], codec, frames=24)  # what the encoder keeps is not the decoder's growth
+    for codec in (*SOURCES, *AIMED):
+        write_source(codec, folder)  # what the encoder keeps is not the decoder's growth
         before = resident_mb()
         outcomes = run(codec, copies, folder, limits)
         seconds = sorted(took for _, took in outcomes)

@@ -6,7 +6,7 @@
 import random
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -17,7 +17,7 @@ from sharp_demo.errors import VideoError
 from sharp_demo.settings import Settings
 from sharp_demo.video import ERROR_KINDS, Clip, decode, reader
 from sharp_demo.video.sandbox import run_child
-from tests.video.clips import without_frames, write_clip, write_sound
+from tests.video.clips import with_orientation_sei, without_frames, write_clip, write_sound
 from tests.video.test_refusals import FFCONCAT, HLS, SVG, assert_fit_for_users
 
 SOURCES = {
@@ -27,6 +27,22 @@ SOURCES = {
     "av1": "a.mp4",
     "mpeg4": "a.avi",
 }
+# Clips whose damage is aimed at one kind of element: file, codec, what is looked for, how many bytes of it are hit.
+AIMED = {
+    "display matrix": ("a.mp4", "h264", (b"tkhd", b"mvhd", b"elst"), 92),
+    "orientation SEI": ("a.mp4", "h264", (b"\x06\x2f", b"\x4e\x01\x2f"), 12),
+    "Matroska elements": (
+        "a.mkv",
+        "h264",
+        # EBML header, Segment, SeekHead, Info, Tracks, TrackEntry, Video, Projection, its poses, Cues, Cluster, Void.
+        (
+            b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x11\x4d\x9b\x74", b"\x15\x49\xa9\x66", b"\x16\x54\xae\x6b",
+            b"\xae", b"\xe0", b"\x76\x70", b"\x76\x71", b"\x76\x73", b"\x76\x74", b"\x76\x75", b"\x1c\x53\xbb\x6b",
+            b"\x1f\x43\xb6\x75", b"\xec",
+        ),
+        16,
+    ),
+}  # fmt: skip
 CHUNKS = (b"moov", b"trak", b"mdia", b"stbl", b"stts", b"stsz", b"stco", b"stsc", b"tkhd", b"mdat", b"LIST", b"idx1")
 
 
@@ -53,6 +69,46 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(damaged)
 
 
+def mutate_aimed(data: bytes, rng: random.Random, marks: tuple[bytes, ...], reach: int) -> bytes:
+    """Return a copy with one element's content damaged: noise, extreme numbers, flipped bits, or another element's."""
+    found = [(at, mark) for mark in marks if (at := data.find(mark)) >= 0]
+    at, mark = rng.choice(found)
+    start, damaged = at + len(mark), bytearray(data)
+    end = min(start + reach, len(data))
+    how = rng.choice(["noise", "extreme", "flip", "swap"])
+    if how == "noise":
+        damaged[start:end] = rng.randbytes(end - start)
+    elif how == "extreme":
+        for place in range(start, end - 3, 4):
+            if rng.random() < 0.5:
+                number = rng.choice((0, 1, 0x10000, 0xFFFF0000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x7FC00000))
+                damaged[place : place + 4] = number.to_bytes(4, "big")
+    elif how == "swap":
+        other, name = rng.choice(found)
+        damaged[start:end] = data[other + len(name) :][: end - start].ljust(end - start, b"\0")
+    else:
+        for _ in range(rng.choice([1, 4, 16])):
+            damaged[rng.randrange(start, end)] ^= 1 << rng.randrange(8)
+    return bytes(damaged)
+
+
+def write_source(kind: str, folder: Path) -> Path:
+    """Write the clip that is damaged."""
+    if kind in SOURCES:
+        return write_clip(folder / SOURCES[kind], kind, frames=24)
+    name, codec, _, _ = AIMED[kind]
+    path = write_clip(folder / name, codec, frames=24, rotation=90, mirrored=True)
+    if "SEI" in kind:
+        path = with_orientation_sei(path, path.with_name(f"sei{path.suffix}"), codec, 90, False)
+    return path
+
+
+def copies(kind: str, whole: bytes, rng: random.Random, count: int) -> Iterator[bytes]:
+    """Yield damaged copies of a clip: of a codec in `SOURCES`, or of a kind in `AIMED`."""
+    for _ in range(count):
+        yield mutate(whole, rng) if kind in SOURCES else mutate_aimed(whole, rng, *AIMED[kind][2:])
+
+
 def clip_or_error(path: Path, limits: Settings) -> Clip | VideoError:
     try:
         return decode(path, 6, limits)
@@ -74,16 +130,14 @@ def check(outcome: Clip | VideoError, seconds: float) -> None:
     assert list(outcome.timestamps) == sorted(outcome.timestamps)
 
 
-def run(codec: str, count: int, folder: Path, limits: Settings) -> list[tuple[str, float]]:
+def run(kind: str, count: int, folder: Path, limits: Settings) -> list[tuple[str, float]]:
     """Decode `count` damaged copies; return (outcome, seconds) of each, outcome "decoded" or a kind of error."""
-    name = SOURCES[codec]
-    path = folder / name
-    whole = write_clip(path, codec, frames=24).read_bytes()
-    rng = random.Random(f"{codec} 1")
+    path = write_source(kind, folder)
+    whole = path.read_bytes()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outcomes = []
-    for number in range(count):
-        path.write_bytes(mutate(whole, rng))
+    for number, data in enumerate(copies(kind, whole, random.Random(f"{kind} 1"), count)):
+        path.write_bytes(data)
         start = time.monotonic()
         outcome = clip_or_error(path, limits)
         seconds = time.monotonic() - start
@@ -178,9 +232,14 @@ def test_a_sample_of_damaged_files(codec, tmp_path, limits):
     run(codec, 12, tmp_path, limits)
 
 
+@pytest.mark.parametrize("kind", AIMED)
+def test_a_sample_of_damaged_elements(kind, tmp_path, limits):
+    run(kind, 8, tmp_path, limits)
+
+
 @pytest.mark.full
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("codec", SOURCES)
+@pytest.mark.parametrize("codec", [*SOURCES, *AIMED])
 def test_a_thousand_damaged_files(codec, tmp_path, limits, peaks):
     assert len(run(codec, 200, tmp_path, limits)) == 200
     assert max(peaks) < 2000

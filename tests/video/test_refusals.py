@@ -1,6 +1,7 @@
 """Each thing that can be wrong with a file has its own message, which names cause and limit and no server path."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from sharp_demo.errors import VideoError
 from sharp_demo.settings import Settings
 from sharp_demo.video import ERROR_KINDS, decode, probe
 from sharp_demo.video.checks import CODECS
-from tests.video.clips import boxes, without_frames, write_clip, write_sound
+from tests.video.clips import boxes, read_number, without_frames, write_clip, write_sound
 
 HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n"
 FFCONCAT = "ffconcat version 1.0\nfile '/etc/passwd'\n"
@@ -209,6 +210,33 @@ def test_an_audio_file_with_a_cover_picture_is_no_video(tmp_path, limits):
     with pytest.raises(VideoError) as refused:
         probe(tmp_path / "song.m4a", limits)
     assert refused.value.kind == "no_video_track"
+
+
+SDP = b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=video 5004 RTP/AVP 96\r\n"
+
+
+def hide_in_header(data: bytes, text: bytes, size: int) -> bytes:
+    """Return a Matroska file whose EBML header begins with a Void element that holds a text."""
+    used = 8 - data[4].bit_length() + 1
+    length = int.from_bytes(data[4 : 4 + used], "big") & ((1 << 7 * used) - 1)
+    void = b"\xec" + (size | 0x4000).to_bytes(2, "big") + text.ljust(size, b" ")
+    header = void + data[4 + used : 4 + used + length]
+    return data[:4] + (len(header) | 0x4000).to_bytes(2, "big") + header + data[4 + used + length :]
+
+
+@pytest.mark.parametrize("decoder", [None, "pyav", "opencv"])
+def test_text_hidden_in_a_container_is_not_demuxed(decoder, tmp_path, limits, only, caplog):
+    """FFmpeg reads 2 KB first: with the header's end beyond them, what it takes the file for is the text."""
+    if decoder:
+        only(decoder)
+    path = write_clip(tmp_path / "plain.mkv", frames=8)
+    path.write_bytes(hide_in_header(path.read_bytes(), SDP, 3000))
+    with caplog.at_level("INFO", "sharp_demo.video"):
+        clip = decode(path, 2, limits)
+    assert [read_number(frame) for frame in clip.frames] == [2, 6]
+    assert clip.info.decoder == (decoder or "pyav")
+    if decoder is None and find_spec("decord"):
+        assert "takes the file for sdp" in caplog.text
 
 
 def test_every_kind_is_documented():
