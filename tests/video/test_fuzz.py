@@ -234,7 +234,7 @@ def test_a_sample_of_damaged_files(codec, tmp_path, limits):
 
 @pytest.mark.parametrize("kind", AIMED)
 def test_a_sample_of_damaged_elements(kind, tmp_path, limits):
-    run(kind, 8, tmp_path, limits)
+    run(kind, 4, tmp_path, limits)
 
 
 @pytest.mark.full

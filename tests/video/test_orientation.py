@@ -78,12 +78,16 @@ def test_only_an_upright_file_is_for_decord(tmp_path, limits):
     assert decode(write_clip(tmp_path / "turned.mkv", frames=4, rotation=90), 2, limits).info.decoder == "pyav"
 
 
-def pose(path: Path, element: bytes, degrees: float) -> None:
-    """Set ProjectionPoseYaw, Pitch or Roll (RFC 9559, 5.1.4.1.28.41.3) in a Matroska file that has all three."""
+def pose(path: Path, roll: float, second: bytes, degrees: float) -> None:
+    """Set ProjectionPoseRoll and one other angle (RFC 9559, 5.1.4.1.28.41.3) in a mirrored Matroska file.
+
+    FFmpeg writes roll and yaw for those; the yaw is made another element where that is wanted.
+    """
     data = bytearray(path.read_bytes())
-    at = data.index(element) + len(element)
-    width = data[at] & 15
-    data[at + 1 : at + 1 + width] = struct.pack(">f" if width == 4 else ">d", degrees)
+    for element, name, angle in ((ROLL, ROLL, roll), (YAW, second, degrees)):
+        at = data.index(element)
+        width = data[at + 2] & 15
+        data[at : at + 3 + width] = name + data[at + 2 : at + 3] + struct.pack(">f" if width == 4 else ">d", angle)
     path.write_bytes(data)
 
 
@@ -91,25 +95,25 @@ YAW, PITCH, ROLL = b"\x76\x73", b"\x76\x74", b"\x76\x75"
 
 
 @pytest.mark.parametrize(
-    ("poses", "expected"),
+    ("roll", "second", "degrees", "expected"),
     [
-        ({ROLL: -90}, (270, False)),
-        ({ROLL: -180}, (180, False)),
-        ({ROLL: 3}, (0, False)),
-        ({ROLL: 60}, (90, False)),
-        ({ROLL: 0, YAW: 180}, (0, True)),
-        ({ROLL: 90, YAW: -180}, (90, True)),
-        ({ROLL: 90, YAW: 20}, UPRIGHT),
-        ({ROLL: 90, PITCH: 10}, UPRIGHT),
-        ({ROLL: float("nan")}, UPRIGHT),
+        (-90, YAW, 0, (270, False)),
+        (-180, YAW, 0, (180, False)),
+        (270, YAW, 0, (270, False)),
+        (3, YAW, 0, (0, False)),
+        (60, YAW, 0, (90, False)),
+        (0, YAW, 180, (0, True)),
+        (90, YAW, -180, (90, True)),
+        (90, YAW, 20, UPRIGHT),
+        (90, PITCH, 10, UPRIGHT),
+        (float("nan"), YAW, 0, UPRIGHT),
     ],
 )
-def test_poses_in_matroska(poses, expected, tmp_path, limits):
-    path = write_clip(tmp_path / "posed.mkv", frames=2, rotation=90)
-    for element, degrees in poses.items():
-        pose(path, element, degrees)
-    info = probe(path, limits)
-    assert (info.rotation, info.mirrored) == expected
+def test_poses_in_matroska(roll, second, degrees, expected, tmp_path):
+    path = write_clip(tmp_path / "posed.mkv", frames=2, mirrored=True, rotation=90)
+    pose(path, roll, second, degrees)
+    found = scan(str(path), "it", "matroska", MAXIMA)
+    assert (found["rotation"], found["mirrored"]) == expected
 
 
 def test_of_two_sources_the_stream_wins(tmp_path, limits):
