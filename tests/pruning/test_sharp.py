@@ -20,9 +20,8 @@ from sharp_demo.errors import MethodError
 from sharp_demo.pruning import attention
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.prefill import Prefill
-from sharp_demo.pruning.sharp import ShaRP
+from sharp_demo.pruning.sharp import ShaRP, regd, segments
 from sharp_demo.pruning.sharp import bias as sharp_bias
-from sharp_demo.pruning.sharp import method as sharp_method
 from sharp_demo.pruning.sharp.bias import BiasCache, BlackRows
 from sharp_demo.pruning.sharp.segments import cut, frame_means, segment_frames, token_bounds
 from sharp_demo.settings import Settings
@@ -83,7 +82,7 @@ def test_segment_mask_isolates_segments(prompt: Prompt, monkeypatch: pytest.Monk
     layout, frames = prompt.layout, prompt.layout.frames
     fixed = [(f, f + 1) for f in range(frames)]
     bounds = token_bounds(layout.frame, fixed)
-    monkeypatch.setattr(sharp_method, "cut", lambda *args: replace(cut(*args), segments=fixed, ranges=bounds))
+    monkeypatch.setattr(segments, "cut", lambda *args: replace(cut(*args), segments=fixed, ranges=bounds))
     changed = prompt.features.features.clone()
     inside = torch.arange(len(layout))[layout.frame == 2]
     changed[inside] += torch.randn(len(inside), changed.shape[1], generator=torch.Generator().manual_seed(0))
@@ -294,7 +293,7 @@ class Waits(TorchDispatchMode):
 def test_the_formulation_for_gpus_waits_twice(prompt: Prompt, monkeypatch: pytest.MonkeyPatch) -> None:
     """Segment boundaries and the count after pre-filtering; what is kept is what walking keeps."""
     expected = run(prompt, ShaRP(retention=0.25)).kept
-    monkeypatch.setattr(sharp_method, "refine", partial(sharp_method.refine, walk=False))
+    monkeypatch.setattr(regd, "refine", partial(regd.refine, walk=False))
     cache, waits = BiasCache(), Waits()
     plain = Tensor.tolist
 
@@ -341,7 +340,7 @@ def test_all_formulations_for_gpus_together_are_those_for_the_cpu(
         return varlen(q, *rest)
 
     monkeypatch.setattr(attention, "varlen_kernel", lambda device, dtype, backend: kernel)
-    monkeypatch.setattr(sharp_method, "refine", partial(sharp_method.refine, walk=False))
+    monkeypatch.setattr(regd, "refine", partial(regd.refine, walk=False))
     with ShaRP(retention=0.25)(prompt.model, prompt.backbone.processor, BiasCache()) as packed:
         tokens, packed_logits, _ = greedy(prompt, steps=3)
     assert calls[0] == prompt.length  # layer 0, all rows in one call
