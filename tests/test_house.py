@@ -1,0 +1,51 @@
+"""The house: imports go one way, nothing imports in a circle, the faces know nothing of torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_imports_follow_the_layers_without_circles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contracts stand in pyproject.toml; what they find broken is printed."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "sharp_demo",
+        "sharp_demo.cli",
+        "sharp_demo.records",
+        "sharp_demo.strings",
+        "sharp_demo.pruning.registry",
+        "sharp_demo.views.figures",
+        "sharp_demo.views.report",
+        "sharp_demo.video",
+        "sharp_demo.page.board",
+        "sharp_demo.page.callbacks",
+        "sharp_demo.page.controls",
+        "sharp_demo.page.menu",
+    ],
+)
+def test_faces_know_nothing_of_torch(module: str) -> None:
+    code = f"import {module}, sys; print(*{{'torch', 'transformers'}} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_only_the_settings_read_the_environment() -> None:
+    readers = {
+        file.relative_to(ROOT).as_posix()
+        for file in (ROOT / "sharp_demo").rglob("*.py")
+        if "os.environ" in file.read_text("utf-8") or "getenv" in file.read_text("utf-8")
+    }
+    assert readers == {"sharp_demo/settings.py"}
