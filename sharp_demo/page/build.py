@@ -19,9 +19,8 @@ from sharp_demo.page.components import HERE, example_row, plain_text
 from sharp_demo.page.controls import KNOBS
 from sharp_demo.page.examples import Example
 from sharp_demo.page.menu import described, group_css
-from sharp_demo.page.runs import HIDDEN, Controls, Runs, Updates
+from sharp_demo.page.runs import HIDDEN, KEEP_S, Controls, Runs, Updates
 from sharp_demo.page.tabs import build_tabs
-from sharp_demo.page.tabs.compare import KEEP_FILES_S
 from sharp_demo.page.tabs.kiosk import KIOSK_CSS, build_kiosk
 from sharp_demo.page.theme import CSS, make_theme
 from sharp_demo.settings import Settings
@@ -33,7 +32,7 @@ from sharp_demo.web.uploads import UploadFolder
 if TYPE_CHECKING:
     from sharp_demo.engine import Engine
 
-SESSIONS = 64  # each keeps its last comparison, about a megabyte
+SESSIONS = 4096  # what Gradio itself remembers of a page; finished runs are on the shelf
 
 
 def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
@@ -42,7 +41,7 @@ def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
     # Served from where they are: copies in the upload folder would be the first that its quota deletes.
     gr.set_static_paths([clips])
     with gr.Blocks(
-        title=strings.TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, KEEP_FILES_S)
+        title=strings.TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, int(KEEP_S))
     ) as page:
         queue = PageQueue(page)
         runs = Runs(engine, settings, Path(get_upload_folder()), clips, queue.waiting, queue.unread)

@@ -22,8 +22,12 @@ from sharp_demo.errors import InputError, InternalError, SharpError
 from sharp_demo.logs import RunLine, tagged
 from sharp_demo.page.board import Board
 from sharp_demo.page.inputs import Inputs, Values
-from sharp_demo.records import Done, Event, Request, Text
+from sharp_demo.records import AttentionMaps, Done, Event, Request, Result, Text
 from sharp_demo.settings import Settings
+from sharp_demo.views.evidence import Evidence
+from sharp_demo.views.overlay import Sprite
+from sharp_demo.web.server import client_of
+from sharp_demo.web.shelf import Shelf
 from sharp_demo.web.visits import Visits
 
 if TYPE_CHECKING:
@@ -33,11 +37,26 @@ log = logging.getLogger(__name__)
 
 Updates = dict[Any, Any]  # component -> its new value, or the component with what changes
 TEXT_INTERVAL_S = 0.05  # a faster stream only keeps the browser busy
+KEEP_S = 3600.0  # files and finished runs of a page
+KEPT_BYTES = 200_000_000  # of finished runs, about a megabyte each
 LISTEN_S = 15.0  # a run is ended when none of its messages was taken for so long
 
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 MODEL: dict[str, Any] = {**HIDDEN, "concurrency_id": "model", "concurrency_limit": 1}
 PHASE = "(shown) => [{ phase: shown?.phase }]"  # of a status, whose whole value may be megabytes
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended, for downloads and attention by layer."""
+
+    request: Request
+    results: tuple[Result, ...]
+    sprite: Sprite
+    evidence: tuple[Evidence, ...] = ()
+    attention: AttentionMaps | None = None
+    failed: tuple[dict[str, str], ...] = ()  # label, kind and message of methods without an answer
+    stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,10 +91,12 @@ class Controls:
 class Mode(ABC):
     """What one tab asks the engine, and how it shows the board of a run.
 
-    `status` is the component that says how far a run is, `outputs` are all others that a run changes.
+    `status` is the component that says how far a run is, `outputs` are all others that a run changes. `keeps`: what
+    the run came to is kept for the page, for downloads.
     """
 
     name: ClassVar[str]
+    keeps: ClassVar[bool] = False
     controls: Controls
     status: gr.HTML
     outputs: list[Component]
@@ -140,11 +161,13 @@ class Runs:
         self.engine, self.settings, self.cache = engine, settings, cache
         self.inputs = Inputs(engine, settings, (cache, examples))
         self.visits, self.waiting, self.unread = Visits(), waiting, unread
+        self.finished: Shelf[Finished] = Shelf(KEPT_BYTES, KEEP_S)
 
     def wire(self, mode: Mode) -> None:
         """Connect a mode's buttons to its inputs and outputs."""
 
         def begin(caller: gr.Request, **values: Any) -> Iterator[Updates]:
+            self.visits.of(caller.session_hash).client = self.client_of(caller)
             yield from self.begin(mode, values, caller.session_hash)
 
         def stream(caller: gr.Request, **values: Any) -> Iterator[Updates]:
@@ -166,6 +189,19 @@ class Runs:
         running.failure(refused, mode.status, ends, queue=False, js=PHASE, **HIDDEN)
         controls.stop.click(stop, None, controls.stop, queue=False, **HIDDEN)
         controls.leave.click(leave, None, ends, queue=False, cancels=[running], **HIDDEN)
+
+    def client_of(self, caller: gr.Request) -> str:
+        """Return the address that a request came from."""
+        return client_of(caller.request.scope, self.settings.proxies) if caller.request else ""
+
+    def forget(self, session: str | None) -> None:
+        """Delete what a page uploaded and what was made for it, from memory and disk."""
+        for path in self.visits.forget(session):
+            # Nothing outside the cache: the examples' own files stay.
+            if path.resolve().is_relative_to(self.cache.resolve()) and path.is_file():
+                path.unlink(missing_ok=True)
+        self.finished.drop(session or "")
+        self.engine.forget()
 
     # -- what the buttons do -------------------------------------------------------------------------------------
 
@@ -192,6 +228,7 @@ class Runs:
             request = mode.request(values)
             board = mode.board(request)
             board.start()
+            self.finished.drop(session or "")
             yield {**mode.live(board), **mode.results(board), **mode.controls.when("running")}
             try:
                 for event in self.events(request, session or "", session, board):
@@ -205,6 +242,8 @@ class Runs:
                 board.close()
         finally:
             visit.end()
+        if mode.keeps:
+            self.keep(board, session)
         yield {**mode.live(board), **mode.results(board), **mode.controls.when("idle")}
         if problem is not None:
             raise Error(problem, print_exception=False)
@@ -232,6 +271,15 @@ class Runs:
 
     def _ended(self, mode: Mode, board: Board) -> Updates:
         return {mode.status: mode.told(board), **mode.controls.when("idle")}
+
+    def keep(self, board: Board, session: str | None) -> None:
+        """Keep what a run came to for its page, if it came to anything that can be shown."""
+        if session and board.request is not None and board.sprite is not None and board.results:
+            results, evidence = tuple(board.results), tuple(board.evidence)
+            finished = Finished(
+                board.request, results, board.sprite, evidence, failed=board.missing, stored=board.stored
+            )
+            self.finished.put(session, self.visits.of(session).client, finished)
 
     # -- events and files ----------------------------------------------------------------------------------------
 

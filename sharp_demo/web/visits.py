@@ -13,8 +13,12 @@ CAPACITY = 1024  # the page that was quiet the longest is forgotten; its files g
 
 @dataclass
 class Visit:
-    """One page. `waiting`: its comparison is in the queue; `stopping`: Stop was pressed, maybe before the run began."""
+    """One page. `waiting`: its comparison is in the queue; `stopping`: Stop was pressed, maybe before the run began.
 
+    `client` is the address that it came from, `files` are those that it uploaded or that were made for it.
+    """
+
+    client: str = ""
     waiting: bool = False
     running: bool = False
     stopping: bool = False
@@ -46,7 +50,8 @@ class Visits:
             return visit
 
     def forget(self, session: str | None) -> list[Path]:
-        """Drop a page's visit and return the files that were made for it."""
+        """Drop a page's visit and return its files that are no other's: equal uploads are one file."""
         with self._lock:
             visit = self._visits.pop(session or "")
-        return sorted(visit.files) if visit else []
+            others = {path for _, other in self._visits.items() for path in other.files}
+        return sorted(visit.files - others) if visit else []

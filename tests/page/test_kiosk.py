@@ -13,10 +13,8 @@ from playwright.sync_api import expect
 from sharp_demo.engine import Engine
 from sharp_demo.page.examples import load_examples
 from sharp_demo.page.stored import path_of, read_stored, write_stored
-from sharp_demo.page.tabs.kiosk import wipe_files
 from sharp_demo.records import Done, MethodStarted
 from sharp_demo.settings import Settings
-from sharp_demo.web.queue import paths_in
 from tests.page.test_browser import browser, run, watched  # noqa: F401
 from tests.serving import serving
 
@@ -95,21 +93,6 @@ def test_forgetting_drops_frames_and_features():
     assert not engine._loaded.features.items()
     list(engine.stream(request))
     assert engine._stages.clips.items(), "and not again"
-
-
-def test_wiping_deletes_what_was_made_for_a_visitor_and_nothing_else(tmp_path):
-    cache, outside = tmp_path / "cache", tmp_path / "outside.txt"
-    cache.mkdir()
-    clip, sprite = cache / "clip.mp4", cache / "frames.jpg"
-    for path in (clip, sprite, outside):
-        path.write_bytes(b"x")
-    board = {"clip": {"sprite": {"path": str(sprite), "meta": {}}}, "columns": [{"label": "a"}], "question": "?"}
-    values = [str(clip), board, None, str(outside), str(cache / ".." / "outside.txt"), str(cache)]
-    assert str(sprite) in paths_in(values)
-    wipe_files(values, cache)
-    assert outside.exists()
-    assert not clip.exists()
-    assert not sprite.exists()
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from sharp_demo.page.build import clip_text
 from sharp_demo.page.inputs import Values
 from sharp_demo.page.runs import Controls, Mode, Updates
 from sharp_demo.page.tabs.compare import Compare, Finished
-from sharp_demo.page.tabs.kiosk import wipe_files
 from sharp_demo.page.tabs.parts import status_line
 from sharp_demo.records import Request
 from sharp_demo.views.overlay import make_sprite
@@ -116,7 +115,8 @@ def test_attention_uses_the_runs_penalty_and_gives_its_button_back(compare: Comp
         raise RuntimeError("a secret in /etc")
 
     monkeypatch.setattr(compare.runs.engine, "attention", fail)
-    updates = compare.attention(finished(compare, config={"penalty": 0.25}))
+    compare.runs.finished.put("page", "", finished(compare, config={"penalty": 0.25}))
+    updates = compare.attention(SimpleNamespace(session_hash="page"))
     assert not next(updates)[compare.by_layer].interactive
     assert next(updates)[compare.by_layer].interactive
     with pytest.raises(Error) as said:
@@ -135,9 +135,33 @@ def test_every_file_made_for_a_page_goes_when_it_is_wiped(compare: Compare):  # 
         clip_text(runs, str(upload), session)
     list(runs.run(compare, {}, "page"))
     caller: Any = SimpleNamespace(session_hash="page")
-    compare.save_json(finished(compare), caller)
-    compare.save_report(finished(compare), caller)
-    made = runs.visits.forget("page")
-    assert {path.name for path in made} == {"clip.mp4", "frames.jpg", "comparison.json", "comparison.html"}
-    wipe_files(list(map(str, made)), runs.cache)
+    compare.save_json(caller)
+    compare.save_report(caller)
+    made = {path.name for path in runs.visits.of("page").files}
+    assert made == {"clip.mp4", "frames.jpg", "comparison.json", "comparison.html"}
+    runs.forget("page")
     assert [path for path in runs.cache.rglob("*") if path.is_file()] == [uploads[2]]
+    with pytest.raises(Error) as said:
+        compare.save_json(caller)
+    assert said.value.message == strings.NO_RUN
+
+
+def test_equal_uploads_of_two_pages_are_one_file_that_stays_for_the_other(compare: Compare):  # noqa: F811
+    runs = compare.runs
+    upload = runs.cache / "digest" / "clip.mp4"
+    upload.parent.mkdir(parents=True)
+    upload.write_bytes(b"x")
+    for session in ("page", "other"):
+        clip_text(runs, str(upload), session)
+    runs.forget("page")
+    assert upload.is_file()
+    runs.forget("other")
+    assert not upload.exists()
+
+
+def test_nothing_outside_the_cache_is_deleted(compare: Compare, tmp_path: Path):  # noqa: F811
+    precious = tmp_path / "precious.mp4"
+    precious.write_bytes(b"x")
+    compare.runs.visits.of("page").files.update({precious, compare.runs.cache / ".." / precious.name})
+    compare.runs.forget("page")
+    assert precious.is_file()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -15,15 +15,13 @@ from sharp_demo import strings
 from sharp_demo.page.board import Board
 from sharp_demo.page.components import token_columns
 from sharp_demo.page.inputs import Values
-from sharp_demo.page.runs import HIDDEN, MODEL, Controls, Mode, Runs, Updates, problem_of, public
-from sharp_demo.records import AttentionMaps, Request, Result
+from sharp_demo.page.runs import HIDDEN, MODEL, Controls, Finished, Mode, Runs, Updates, problem_of, public
+from sharp_demo.records import Request, Result
 from sharp_demo.views import figures
 from sharp_demo.views.benchmark import load_benchmark
 from sharp_demo.views.evidence import Evidence
-from sharp_demo.views.overlay import Sprite
 from sharp_demo.views.report import comparison_dict, render_report
 
-KEEP_FILES_S = 3600
 # A download starts when its hidden button gets the file: the file is only written when someone asks for it.
 CLICK_JS = "() => setTimeout(() => document.querySelector('#{id}')?.click(), 150)"
 PICTURE_JS = "() => { window.dispatchEvent(new Event('sharp:picture')); }"
@@ -33,23 +31,11 @@ COPY_JS = """() => {
 }"""
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A run that has ended, for downloads and attention by layer."""
-
-    request: Request
-    results: tuple[Result, ...]
-    sprite: Sprite
-    evidence: tuple[Evidence, ...] = ()
-    attention: AttentionMaps | None = None
-    failed: tuple[dict[str, str], ...] = ()  # label, kind and message of methods without an answer
-    stored: bool = False
-
-
 class Compare(Mode):
     """Lays the tab out in the current layout. `controls`: the page's own buttons, which stand with the inputs."""
 
     name = "compare"
+    keeps = True
 
     def __init__(self, runs: Runs, controls: Controls) -> None:
         self.runs, self.controls = runs, controls
@@ -71,10 +57,9 @@ class Compare(Mode):
             with gr.Row():
                 self.depth, self.accuracy = _plots()
             self._downloads()
-        self.finished = gr.State(None, time_to_live=KEEP_FILES_S)
         self.outputs = [
             *(self.speed, self.latency, self.kept, self.attention_plot, self.depth, self.accuracy),
-            *(self.section, self.layer, self.layers, self.layer_map, self.finished),
+            *(self.section, self.layer, self.layers, self.layer_map),
         ]
         self._wire()
 
@@ -90,52 +75,53 @@ class Compare(Mode):
         return board.value()
 
     def results(self, board: Board) -> Updates:
-        finished = {self.finished: _finished(board)} if board.over or not board.results else {}
         if not board.results:
             hidden = {plot: gr.Plot(visible=False) for plot in (self.layers, self.layer_map)}
-            return {self.section: gr.Column(visible=False), self.layer: gr.Slider(visible=False), **hidden, **finished}
-        return {self.section: gr.Column(visible=True), **self._charts(board.results, board.evidence), **finished}
+            return {self.section: gr.Column(visible=False), self.layer: gr.Slider(visible=False), **hidden}
+        return {self.section: gr.Column(visible=True), **self._charts(board.results, board.evidence)}
 
     def stored(self, board: Board, session: str | None) -> Updates:
         """Return the updates that show a run which ended before."""
+        self.runs.keep(board, session)
         self.runs.store_sprite(board, session)
         return {**self.live(board), **self.results(board), **self.controls.when("idle")}
 
     # -- what is done with a run that has ended ------------------------------------------------------------------
 
-    def attention(self, finished: Finished | None) -> Iterator[Updates]:
+    def attention(self, caller: gr.Request) -> Iterator[Updates]:
         """Compute and draw the attention of every layer for the run on the page."""
-        finished = _needed(finished)
+        finished, session = self._finished(caller), caller.session_hash or ""
         yield {self.by_layer: gr.Button(strings.BY_LAYER_BUSY, interactive=False)}
         try:
             maps = self.runs.engine.attention(finished.request, penalty_of(finished.results))
         except Exception as error:
             yield {self.by_layer: gr.Button(strings.BY_LAYER, interactive=True)}
             raise Error(problem_of(error), print_exception=False) from None
+        self.runs.finished.put(session, self.runs.visits.of(session).client, replace(finished, attention=maps))
         last = len(maps.raw) - 1
         yield {
             self.layer: gr.Slider(value=min(figures.FIRST_LAYER_SHOWN, last), maximum=last, visible=True),
             self.layers: gr.Plot(figures.attention_by_layer(maps, finished.evidence), visible=True),
             self.layer_map: gr.Plot(figures.attention_map(maps, finished.evidence), visible=True),
-            self.finished: replace(finished, attention=maps),
             self.by_layer: gr.Button(strings.BY_LAYER, interactive=True),
         }
 
-    def one_layer(self, finished: Finished | None, layer: Any) -> Any:
+    def one_layer(self, layer: Any, caller: gr.Request) -> Any:
         """Draw the attention of another layer; nothing changes while there is none."""
+        finished = self.runs.finished.get(caller.session_hash or "")
         if finished is None or finished.attention is None or not isinstance(layer, int | float):
             return gr.skip()
         return gr.Plot(figures.attention_by_layer(finished.attention, finished.evidence, int(layer)), visible=True)
 
-    def save_json(self, finished: Finished | None, caller: gr.Request) -> str:
+    def save_json(self, caller: gr.Request) -> str:
         """Write the comparison as JSON into the page's file cache and return its path."""
-        finished = _needed(finished)
+        finished = self._finished(caller)
         data = comparison_dict(public(finished.request), finished.results, finished.failed, stored=finished.stored)
         return self.runs.save(json.dumps(data, indent=1, default=str), "comparison.json", caller.session_hash)
 
-    def save_report(self, finished: Finished | None, caller: gr.Request) -> str:
+    def save_report(self, caller: gr.Request) -> str:
         """Write the HTML report into the page's file cache and return its path."""
-        finished = _needed(finished)
+        finished = self._finished(caller)
         page = render_report(
             public(finished.request),
             finished.results,
@@ -147,6 +133,12 @@ class Compare(Mode):
             benchmark=load_benchmark(self.runs.settings.assets),
         )
         return self.runs.save(page, "comparison.html", caller.session_hash)
+
+    def _finished(self, caller: gr.Request) -> Finished:
+        finished = self.runs.finished.get(caller.session_hash or "")
+        if finished is None:
+            raise Error(strings.NO_RUN, print_exception=False)
+        return finished
 
     # -- layout and wiring ---------------------------------------------------------------------------------------
 
@@ -168,20 +160,20 @@ class Compare(Mode):
     def _wire(self) -> None:
         self.by_layer.click(
             self.attention,
-            self.finished,
-            [self.layer, self.layers, self.layer_map, self.finished, self.by_layer],
+            None,
+            [self.layer, self.layers, self.layer_map, self.by_layer],
             **MODEL,
         )
         self.layer.input(
             self.one_layer,
-            [self.finished, self.layer],
+            self.layer,
             self.layers,
             queue=False,
             trigger_mode="always_last",
             **HIDDEN,
         )
         for button, write, file in self.writers:
-            written = button.click(write, self.finished, file, queue=False, **HIDDEN)
+            written = button.click(write, None, file, queue=False, **HIDDEN)
             written.success(None, None, None, js=CLICK_JS.replace("{id}", file.elem_id), **HIDDEN)
 
     def _charts(self, results: Sequence[Result], evidence: Sequence[Evidence]) -> dict[gr.Plot, go.Figure | None]:
@@ -203,22 +195,3 @@ def _plots() -> Iterator[gr.Plot]:
 def penalty_of(results: Sequence[Result]) -> float | None:
     """Return the λ that a run's ShaRP used; None when ShaRP gave no answer."""
     return next((result.config.get("penalty") for result in results if result.method == "sharp"), None)
-
-
-def _finished(board: Board) -> Finished | None:
-    if board.request is None or board.sprite is None or not board.results:
-        return None
-    return Finished(
-        board.request,
-        tuple(board.results),
-        board.sprite,
-        tuple(board.evidence),
-        failed=board.missing,
-        stored=board.stored,
-    )
-
-
-def _needed(finished: Finished | None) -> Finished:
-    if finished is None:
-        raise Error(strings.NO_RUN, print_exception=False)
-    return finished

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import gradio as gr
 
 from sharp_demo import strings
@@ -14,7 +10,6 @@ from sharp_demo.page.examples import Example
 from sharp_demo.page.runs import HIDDEN, Runs, Updates
 from sharp_demo.page.stored import path_of, read_stored
 from sharp_demo.page.tabs.compare import Compare
-from sharp_demo.web.queue import paths_in
 
 # Set before the page is read again, so that a reload cannot bring a visitor's link back.
 RELOAD_JS = "() => { location.replace(location.pathname); }"
@@ -48,18 +43,16 @@ def build_kiosk(runs: Runs, compare: Compare, row: gr.HTML) -> None:
             return show_stored(runs, compare, examples[index], caller.session_hash)
         return {compare.status: gr.skip()}
 
-    def wipe(event: gr.EventData, caller: gr.Request, *values: Any) -> Updates:
+    def wipe(event: gr.EventData, caller: gr.Request) -> Updates:
         if int(event.index) != -1:
             return {wiped: gr.skip()}
-        wipe_files([*values, *map(str, runs.visits.forget(caller.session_hash))], runs.cache)
-        runs.engine.forget()
-        return {compare.finished: None, wiped: 1}
+        runs.forget(caller.session_hash)
+        return {wiped: 1}
 
     shown = [*runs.inputs.example_controls(), compare.status, *compare.controls.all(), *compare.outputs]
-    named = [runs.inputs.controls["video"], compare.status, compare.json_file, compare.report_file]
     for source in (kiosk, row):
         source.select(show, None, shown, queue=False, **HIDDEN)
-    kiosk.select(wipe, named, [compare.finished, wiped], queue=False, **HIDDEN)
+    kiosk.select(wipe, None, wiped, queue=False, **HIDDEN)
     wiped.change(None, None, None, js=RELOAD_JS, **HIDDEN)
 
 
@@ -68,11 +61,3 @@ def show_stored(runs: Runs, compare: Compare, example: Example, session: str | N
     chosen = runs.inputs.choose(example)
     stored = read_stored(path_of(runs.settings.assets, example))
     return chosen if stored is None else {**chosen, **compare.stored(stored.board(example), session)}
-
-
-def wipe_files(values: Sequence[Any], cache: Path) -> None:
-    """Delete the files inside the page's cache that the components' values name (a path, or FileData anywhere)."""
-    for path in map(Path, paths_in(values)):
-        # Nothing outside the cache, whatever a browser sends; the examples' copies come back when they are needed.
-        if path.resolve().is_relative_to(cache.resolve()) and path.is_file():
-            path.unlink(missing_ok=True)
