@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import warnings
 from collections.abc import Generator, Iterator
 from contextvars import ContextVar
 from typing import Any, Literal
@@ -48,12 +49,16 @@ class JsonLines(logging.Formatter):
 
 
 def set_up(style: Literal["text", "json"]) -> None:
-    """Send the logs of this process, from INFO on, to stderr in one of two styles."""
+    """Send the logs of this process, from INFO on, to stderr in one of two styles.
+
+    Gradio's warnings are left out: they quote what visitors are told, with the names of their files.
+    """
     handler = logging.StreamHandler()
     handler.addFilter(Tag())
     handler.setFormatter(JsonLines() if style == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"gradio\b")
 
 
 def tagged(events: Iterator[Event], run: str) -> Generator[Event, None, None]:

@@ -25,7 +25,9 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 class Page:
-    def launch(self):
+    is_running = False
+
+    def launch(self, **_):
         kept, before = [], resident()
         there, turn, over = threading.Barrier({THREADS} + 1), threading.Lock(), threading.Event()
 
@@ -47,7 +49,7 @@ class Page:
             print(round(resident() - before))
         over.set()
 
-app.Engine = lambda settings: type("Engine", (), {{"settings": settings}})
+app.Engine = lambda settings: type("Engine", (), {{"settings": settings, "stop_all": lambda: None}})
 app.build_ui, app.launch_options = lambda *_: Page(), lambda *_: {{}}
 app.main()
 """

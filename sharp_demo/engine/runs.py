@@ -130,6 +130,11 @@ class Engine:
             event.set()
         return event is not None
 
+    def stop_all(self) -> None:
+        """End every run that has an id between two tokens: the process is about to end."""
+        for event in list(self._stops.values()):
+            event.set()
+
     def forget(self) -> None:
         """Drop the frames and features of recent videos, for a kiosk between two visitors.
 
