@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sharp_demo.settings import HUB_MODELS, Settings, unknown_variables, upload_folder
+from sharp_demo.settings import HUB_MODELS, Settings, environment_with, unknown_variables, upload_folder
 
 PACKAGES = ("torch", "transformers", "gradio", "numpy", "plotly", "pydantic-settings", "safetensors", "accelerate")
 # PyAV also reads the headers of every file, so it is the one decoder that cannot be missed.
@@ -111,7 +111,7 @@ def _isolation() -> Finding:
             capture_output=True,
             text=True,
             cwd=folder,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])},
+            env=environment_with(PYTHONPATH=os.pathsep.join([root, *filter(None, sys.path)])),
         )
     missing = child.stdout.split() if child.returncode == 0 else ["network", "files"]
     if not missing:

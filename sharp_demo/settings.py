@@ -180,6 +180,11 @@ def upload_folder() -> Path:
     return Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / f"sharp-demo{owner}")
 
 
+def environment_with(**variables: str) -> dict[str, str]:
+    """Return this process's environment with some variables changed, for a child process that may know all of it."""
+    return {**os.environ, **variables}
+
+
 def unknown_variables() -> dict[str, str]:
     """Return SHARP_* variables that name no setting, each with the setting it is most like, or an empty string."""
     known = [f"SHARP_{name.upper()}" for name in Settings.model_fields]
