@@ -15,12 +15,11 @@ from sharp_demo.backbones.load import Backbone
 from sharp_demo.engine.generation import prefill, suppress_placeholders
 from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning.attention import Span, segment_masked
-from sharp_demo.pruning.combined import Combined
 from sharp_demo.pruning.evs import EVS
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.floors import Latest, Uniform
 from sharp_demo.pruning.layers import AttentionOverride
-from sharp_demo.pruning.method import Method
+from sharp_demo.pruning.method import Combined, Method
 from sharp_demo.pruning.outcome import Role, Selection
 from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.schedule import Schedule
