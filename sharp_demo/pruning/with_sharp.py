@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sharp_demo.pruning.holitom import HoliTom, holitom_layer
 from sharp_demo.pruning.method import REINDEX, Method, knob
 from sharp_demo.pruning.schedule import Schedule, budget, framewise_budget
 from sharp_demo.pruning.sharp import ShaRP
+from sharp_demo.pruning.sharp.method import ShaRPOptions
 from sharp_demo.pruning.visionzip import VisionZip
-
-if TYPE_CHECKING:
-    from sharp_demo.pruning.layers import AttentionOverride
-    from sharp_demo.pruning.outcome import Selection
-    from sharp_demo.pruning.prefill import Prefill
 
 VISIONZIP_RATIO = 20 / 12.4
 """What VisionZip leaves over what ShaRP leaves of it: Table 3 of the ShaRP paper."""
 
 
 @dataclass(frozen=True)
-class BehindOther(ShaRP, ABC):
+class BehindOther(ShaRPOptions, ABC):
     """ShaRP with all its options, on what another method leaves before the LLM.
 
     ShaRP sees the reduced set only: frame means and segments are those of the tokens that entered (merged ones as
@@ -48,19 +44,8 @@ class BehindOther(ShaRP, ABC):
         return (*self.outer().parts, self.inner())
 
     def _sharp(self, kind: type[ShaRP] = ShaRP, **changes: Any) -> ShaRP:
-        options = {option.name: getattr(self, option.name) for option in fields(ShaRP)}
+        options = {option.name: getattr(self, option.name) for option in fields(ShaRPOptions)}
         return kind(**{**options, **changes})
-
-    # The parts have the hooks; those of ShaRP are not this method's own.
-
-    def attention(self, layer: int, prefill: Prefill) -> AttentionOverride | None:
-        return None
-
-    def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
-        return None
-
-    def after_prefill(self, prefill: Prefill) -> None:
-        return None
 
 
 @dataclass(frozen=True)

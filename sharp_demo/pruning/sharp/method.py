@@ -24,27 +24,12 @@ else:
 
 
 @dataclass(frozen=True)
-class ShaRP(Method):
-    """SegM in layer 0, PosC-debiased scores of the last token, RegD on the registers; drops before layer 1.
+class ShaRPOptions(Method):
+    """What ShaRP and its combinations with other methods share: the options, and what the scores cost."""
 
-    1. SegM: cut the video where consecutive frame means of the LLM-input embeddings fall below `tau_seg` (Eq. 3);
-       in layer 0 visual tokens of different segments do not see each other (Eq. 4).
-    2. PosC: score by the last token's attention minus `penalty` times the same on a black video (Eq. 5).
-    3. RegD: inside each segment pre-filter, deduplicate and refill the top-K tokens to exactly K (Eq. 6).
-
-    Readings taken where the paper is silent, with their alternatives as options, are listed in docs/sharp.md. The
-    ones that matter most: the scoring layer looks ahead to the layer about to run (layer 0's last query knows
-    neither the question nor the segments); segments serve RegD whether or not SegM masks with them; survivors keep
-    their original positions and the caches of the layers before the prune stay whole.
-    """
-
-    name = "sharp"
-    title = "ShaRP"
     paper = "https://arxiv.org/abs/2512.05385"
     year = 2025
-    summary = "Debiased attention of the last token on segment-masked states, deduplicated; drops before layer 1."
     question_aware = True
-    color = "#3D7FF0"
 
     segm: bool = knob(True, "SegM: segment-aware causal mask in the layers of segm_layers")
     posc: bool = knob(True, "PosC: subtract the black-video bias from the scores", costs=True)
@@ -98,13 +83,6 @@ class ShaRP(Method):
     def _debiases(self) -> bool:
         return self.posc and self.penalty > 0
 
-    @property
-    def _scoring_layer(self) -> int:
-        return self.layer if self.score_layer == "lookahead" else self.layer - 1
-
-    def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
-        return [(self.layer, budget(self.retention, n))]
-
     def overhead(self, prunes: Prunes) -> dict[str, int]:
         """Of the last stage, on the tokens that reach it."""
         look_ahead = self.score_layer == "lookahead"
@@ -115,6 +93,34 @@ class ShaRP(Method):
             macs["bias"] = bias_macs(prunes.shape, visual, prunes.text, prunes.prefix, full_layers=full)
             macs["bias_setup"] = bias_setup_macs(prunes.shape, visual, prunes.prefix, full_layers=full)
         return macs
+
+
+@dataclass(frozen=True)
+class ShaRP(ShaRPOptions):
+    """SegM in layer 0, PosC-debiased scores of the last token, RegD on the registers; drops before layer 1.
+
+    1. SegM: cut the video where consecutive frame means of the LLM-input embeddings fall below `tau_seg` (Eq. 3);
+       in layer 0 visual tokens of different segments do not see each other (Eq. 4).
+    2. PosC: score by the last token's attention minus `penalty` times the same on a black video (Eq. 5).
+    3. RegD: inside each segment pre-filter, deduplicate and refill the top-K tokens to exactly K (Eq. 6).
+
+    Readings taken where the paper is silent, with their alternatives as options, are listed in docs/sharp.md. The
+    ones that matter most: the scoring layer looks ahead to the layer about to run (layer 0's last query knows
+    neither the question nor the segments); segments serve RegD whether or not SegM masks with them; survivors keep
+    their original positions and the caches of the layers before the prune stay whole.
+    """
+
+    name = "sharp"
+    title = "ShaRP"
+    summary = "Debiased attention of the last token on segment-masked states, deduplicated; drops before layer 1."
+    color = "#3D7FF0"
+
+    @property
+    def _scoring_layer(self) -> int:
+        return self.layer if self.score_layer == "lookahead" else self.layer - 1
+
+    def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
+        return [(self.layer, budget(self.retention, n))]
 
     def registers(self, n: int, alive: int) -> int:
         """How many tokens to keep of the `alive` ones that are left of n."""
