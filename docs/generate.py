@@ -1,14 +1,15 @@
 """Write the parts of the documentation that repeat the code: python docs/generate.py [--check].
 
-Method table and measured figures (README.md), options of every method (docs/methods.md), who is ahead at equal FLOPs
-(docs/demo.md), command-line help (docs/cli.md), settings (docs/settings.md), stored benchmarks (docs/performance.md)
-and the accuracies that the app shows (assets/benchmark.json, assets/tables.json). With --check nothing is written; a
-difference is an error.
+Method table and measured figures (README.md), options of every method and sections for those that have none by hand
+(docs/methods.md), who is ahead at equal FLOPs (docs/demo.md), command-line help (docs/cli.md), settings
+(docs/settings.md), stored benchmarks (docs/performance.md) and the accuracies that the app shows
+(assets/benchmark.json, assets/tables.json). With --check nothing is written; a difference is an error.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -25,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 from lab.headlines import accuracy_table, bench_list, equal_flops_table, speed_table, stored  # noqa: E402
 from lab.speed import prefill_tables, scale  # noqa: E402
 from sharp_demo.cli import app  # noqa: E402
+from sharp_demo.pruning import registry  # noqa: E402
 from sharp_demo.pruning.method import GROUPS, Method  # noqa: E402
-from sharp_demo.pruning.registry import METHODS  # noqa: E402
 from sharp_demo.settings import Settings  # noqa: E402
 from sharp_demo.views.benchmark import pack_benchmark  # noqa: E402
 from sharp_demo.views.tables import pack_tables  # noqa: E402
@@ -36,7 +37,7 @@ def method_table() -> str:
     """One row per method: name, what it scores and where it drops, what it has to see for that."""
     header = ("method", "name", "year", "prunes", "what it does", "sees the question", "needs vision-tower attention")
     rows = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    for method in (one for group in GROUPS for one in METHODS if one.group() == group):
+    for method in (one for group in GROUPS for one in registry.METHODS if one.group() == group):
         title = f"[{method.title}]({method.paper})" if method.paper else method.title
         where = "" if method.where == "nowhere" else GROUPS[method.where][0].lower() + GROUPS[method.where][1:]
         aware, vision = ("yes" if flag else "no" for flag in (method.question_aware, method().needs_vision))
@@ -56,7 +57,7 @@ def option_tables() -> str:
     parts = [
         f"Common to all: `retention` (default `{Method.retention:g}`), the share of visual tokens to keep, in (0, 1]."
     ]
-    for method in METHODS:
+    for method in registry.METHODS:
         options = [option for option in fields(method) if option.name != "retention"]
         if not options:
             continue
@@ -67,6 +68,22 @@ def option_tables() -> str:
             rows.append(f"| `{option.name}` | {_literal(option.default)} | {meaning} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
+
+
+def method_sections(page: str) -> str:
+    """A section, from the class's docstring, for every method that `page` describes nowhere by hand."""
+    by_hand = with_block(page, "sections", "")
+    parts = []
+    for method in registry.METHODS:
+        if not re.search(rf"^## .*{re.escape(method.title)}", by_hand, re.MULTILINE | re.IGNORECASE):
+            source = f"[{method.year or 'Paper'}]({method.paper}). " if method.paper else ""
+            parts.append(f"## {method.title}\n\n{source}{inspect.getdoc(method)}")
+    return "\n\n".join(parts)
+
+
+def methods_page(page: str) -> str:
+    """`page` with its generated sections and option tables."""
+    return with_block(with_block(page, "sections", method_sections(page)), "options", option_tables())
 
 
 def settings_page() -> str:
@@ -176,7 +193,7 @@ def pages() -> dict[Path, str]:
     return {
         readme: front,
         demo: with_block(demo.read_text("utf-8"), "equal-flops", equal_flops_table()),
-        methods: with_block(methods.read_text("utf-8"), "options", option_tables()),
+        methods: methods_page(methods.read_text("utf-8")),
         performance: with_block(speed, "bench", bench_list()),
         security: with_block(security.read_text("utf-8"), "fuzz", fuzz_tables()),
         ROOT / "docs/cli.md": cli_page(),

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 def methods() -> None:
     """List every method: its name here, title, year and paper, where it prunes, what it has to see, what it does."""
+    from sharp_demo.pruning import registry
     from sharp_demo.pruning.method import GROUPS
-    from sharp_demo.pruning.registry import METHODS
 
-    for method in METHODS:
+    for method in registry.METHODS:
         source = ", ".join(str(part) for part in (method.title, method.year, method.paper) if part)
         where = "nothing" if method.where == "nowhere" else GROUPS[method.where][0].lower() + GROUPS[method.where][1:]
         traits = [f"prunes {where}", "sees the question" if method.question_aware else "does not see the question"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sharp_demo.pruning.registry import METHODS
+from sharp_demo.pruning import registry
 from sharp_demo.pruning.sharp import ShaRP
 
 # For methods that name no colour, given out by name so that a colour never moves; two of them may share one.
@@ -18,5 +18,5 @@ STAGE_RAMP = ("#440154", "#46327E", "#365C8D", "#277F8E", "#1FA187", "#4AC16D", 
 
 def method_color(method: str) -> str:
     """Return the hex colour of a method: its own, or a spare one."""
-    own = next((known.color for known in METHODS if known.name == method), "")
+    own = next((known.color for known in registry.METHODS if known.name == method), "")
     return own or SPARE_COLORS[sum(map(ord, method)) % len(SPARE_COLORS)]
