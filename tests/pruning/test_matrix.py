@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from torch import Tensor
 
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.cli import main
+from sharp_demo.cost import SHAPES
 from sharp_demo.engine import Engine
 from sharp_demo.engine.generation import decode_step, prefill
 from sharp_demo.errors import MethodError, UnsupportedError
 from sharp_demo.page.build import build_ui
-from sharp_demo.pruning import registry
+from sharp_demo.pruning import attention, registry
 from sharp_demo.pruning.layers import CacheNote
 from sharp_demo.pruning.method import Method, SingleStage, knob, top_k
 from sharp_demo.pruning.outcome import Role, Run, Selection
@@ -241,6 +242,31 @@ def check_refusals(name: str, prompt: Prompt, retention: float) -> None:
         prompt.model(**inputs, use_cache=True)
 
 
+@torch.no_grad()
+def check_cost(name: str, prompt: Prompt, retention: float) -> None:
+    """A method that reads attention in the LLM says what that costs."""
+    method = possible(name, retention, prompt)
+    calls: list[str] = []
+
+    def spied(owner: object, reader: str) -> None:
+        original = getattr(owner, reader)
+
+        def call(*args: object) -> Tensor:
+            calls.append(reader)
+            return original(*args)
+
+        patch.setattr(owner, reader, call)
+
+    with pytest.MonkeyPatch.context() as patch, method(prompt.model, prompt.backbone.processor):
+        for reader in ("logits_of_last_layer", "logits_of_next_layer", "unrotated_logits"):
+            spied(Prefill, reader)
+        spied(attention, "last_query_logits")  # FrameFusion asks it directly
+        prefill(prompt.model, prompt.inputs())
+    shape = replace(SHAPES["llava-onevision-7b"], layers=len(prompt.model.model.language_model.layers))
+    told = method.overhead_macs(shape, len(prompt.layout), frames=prompt.layout.frames)
+    assert not calls or told.get("scores", 0) > 0, f"{name} reads {calls[0]} and counts no scores"
+
+
 # -- the matrix --------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +314,11 @@ def test_methods_do_not_disturb_each_other(name: str, backbone: str, retention: 
     check_interleaved(name, prompts[backbone], retention)
 
 
+@over_all("cost", (0.3,))
+def test_no_method_reads_attention_for_free(name: str, backbone: str, retention: float, prompts: Any) -> None:
+    check_cost(name, prompts[backbone], retention)
+
+
 @over_all("refusals")
 def test_batches_and_padding_are_refused(name: str, backbone: str, retention: float, prompts: Any) -> None:
     check_refusals(name, prompts[backbone], retention)
@@ -314,6 +345,23 @@ class Loudest(SingleStage):
 
     def select(self, prefill: Prefill, k: int) -> Selection:
         return Selection(top_k(prefill.hidden[0, prefill.rows].float().norm(dim=-1), k))
+
+
+@dataclass(frozen=True)
+class Free(SingleStage):
+    """Reads attention, and says that it costs nothing."""
+
+    name = "free"
+    title = "Free"
+
+    def select(self, prefill: Prefill, k: int) -> Selection:
+        return Selection(top_k(prefill.logits_of_last_layer(self.layer - 1).mean(0)[prefill.rows], k))
+
+
+def test_a_method_that_hides_its_cost_is_found(prompts: dict[str, Prompt], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "METHODS", (*registry.METHODS, Free))
+    with pytest.raises(AssertionError, match="free reads logits_of_last_layer and counts no scores"):
+        check_cost("free", prompts["llava"], 0.3)
 
 
 def test_a_new_method_is_everywhere(
