@@ -111,11 +111,14 @@ def test_flops_prints_paper_tflops_first_and_fast() -> None:
     assert elapsed < 5  # under a second on an idle machine; the import test below is what keeps it so
 
 
-@pytest.mark.parametrize("arguments", ['["flops"]', '["flops", "--reference"]', '["--help"]', '["compare", "--help"]'])
+@pytest.mark.parametrize(
+    "arguments", ['["flops"]', '["flops", "--reference"]', '["methods"]', '["--help"]', '["compare", "--help"]']
+)
 def test_light_commands_do_not_import_torch(arguments: str) -> None:
     code = (
         f"import sys; from sharp_demo.cli import main; code = main({arguments}); "
-        "heavy = {'torch', 'transformers', 'gradio', 'plotly'} & set(sys.modules); sys.exit(code or bool(heavy))"
+        "heavy = {'torch', 'transformers', 'numpy', 'gradio', 'plotly'} & set(sys.modules); "
+        "sys.exit(code or bool(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
