@@ -14,6 +14,7 @@ from sharp_demo.engine.zerogpu import gpu_seconds
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.framefusion import FrameFusion
 from sharp_demo.pruning.matching import flops_matched_retention
+from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.registry import METHODS
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.settings import HUB_MODELS, Settings
@@ -47,6 +48,20 @@ def test_local_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_contributing_names_nothing_that_is_gone() -> None:
+    """Paths are there, attributes and hooks are those of the classes, other names occur in the code."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    for path in re.findall(r"`((?:sharp_demo|tests|tools|docs|lab)/[\w./]*)`", page):
+        assert (ROOT / path).exists() or path == "tests/pruning/test_NAME.py", path
+    guide = page.split("## Add a method")[1].split("\n## ")[0]
+    code = "".join(path.read_text() for folder in ("sharp_demo", "tests") for path in (ROOT / folder).rglob("*.py"))
+    for name in re.findall(r"`(\w+)(?:\(\.\.\.\))?`", guide):
+        assert re.search(rf"\b{name}\b", code), name
+    for line in re.findall(r"^- (`\w+`(?:, `\w+`)*):", guide, re.MULTILINE):
+        for name in re.findall(r"\w+", line):
+            assert name in Method.__annotations__ or hasattr(Method, name), name
 
 
 def test_deployment_page_names_settings_arguments_and_hardware_that_exist() -> None:
