@@ -160,6 +160,12 @@ NO_METHOD = "Choose at least one method."
 NOT_UPLOADED = "The video must be a file uploaded to this server or one of its examples."
 NO_URL = "Web addresses are not fetched: upload the video file itself."
 
+UPLOAD_GONE = "The uploaded file is gone; upload it again."
+A_FILE = 'an uploaded file: {"path": ..., "meta": {"_type": "gradio.FileData"}}, or handle_file(...) in Python'
+NO_JSON = "The request is not a JSON object in UTF-8."
+NO_FUNCTION = "This page has no event of that fn_index; reload it."
+ODD_VALUES = "The request's values are not what its inputs take."
+
 FOREIGN_ORIGIN = "Requests from pages of other origins are refused."
 NO_LENGTH = "The request does not say how long it is; send Content-Length."
 NO_ROOM = "The server has no room for another upload now; try again in ten minutes, or use an example."
@@ -246,6 +252,37 @@ def unknown(kind: str, value: object, options: object) -> str:
 
 def out_of_range(name: str, value: object, low: float, high: float) -> str:
     return f"{name} is {value}; it must be between {low:g} and {high:g}."
+
+
+def too_deep(levels: int) -> str:
+    return f"The request's JSON is nested too deep; at most {levels} levels are allowed."
+
+
+def no_number(name: str) -> str:
+    return f"The request's JSON holds {name}, which is no number."
+
+
+def wrong_value(name: str, wanted: str, value: object) -> str:
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return f"{name} must be {wanted}, not {kinds.get(type(value), 'null')}."
+
+
+def old_form(name: str) -> str:
+    return f'{name} is given in its old form {{"{name}": file}}; give the file itself, as in {name}=handle_file(...).'
+
+
+def wrong_count(names: Sequence[str], given: int) -> str:
+    return f"data must have {len(names)} values ({', '.join(names)}), not {given}."
+
+
+def wrong_names(known: Sequence[str], odd: Sequence[str], missing: Sequence[str]) -> str:
+    if missing:
+        return f"Values are missing: {', '.join(missing)}."
+    return f"{len(odd)} unknown names were given; the parameters are {', '.join(known)}."
+
+
+def unknown_endpoint(name: str) -> str:
+    return f"There is no such endpoint; the API has one: /{name}."
 
 
 def internal(run: str) -> str:

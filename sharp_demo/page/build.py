@@ -10,11 +10,12 @@ import gradio as gr
 from gradio.data_classes import FileData
 from gradio.route_utils import get_root_url
 from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 
 from sharp_demo import strings
 from sharp_demo.errors import InputError
 from sharp_demo.page.api import Api
-from sharp_demo.page.api_examples import api_markdown
+from sharp_demo.page.api_examples import NAME, api_markdown
 from sharp_demo.page.components import HERE, example_row, plain_text
 from sharp_demo.page.controls import KNOBS
 from sharp_demo.page.examples import Example
@@ -24,6 +25,7 @@ from sharp_demo.page.tabs import build_tabs
 from sharp_demo.page.tabs.kiosk import KIOSK_CSS, build_kiosk
 from sharp_demo.page.theme import CSS, make_theme
 from sharp_demo.settings import Settings
+from sharp_demo.web.calls import Calls, parameters_of, refuse_odd_values
 from sharp_demo.web.health import Health, leaving_when_lost
 from sharp_demo.web.queue import PageQueue
 from sharp_demo.web.server import guards
@@ -90,6 +92,10 @@ def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[
         in_use=queue.files,
     )
     health = Health(engine, settings, folder, queue.waiting)
+    parameters = parameters_of(page.get_api_info(), NAME)
+    allowed = (Path(get_upload_folder()), settings.assets / "clips")
+    functions = {index: len(one.inputs) for index, one in page.fns.items()}
+    refuse_odd_values(page, NAME, parameters, allowed)
 
     def lifespan(_: Any) -> AbstractAsyncContextManager[None]:
         return leaving_when_lost(engine)
@@ -108,7 +114,10 @@ def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[
         "show_error": False,
         "strict_cors": True,
         "app_kwargs": {
-            "middleware": guards(settings, folder),
+            "middleware": [
+                *guards(settings, folder),
+                Middleware(Calls, name=NAME, parameters=parameters, functions=functions, allowed=allowed),
+            ],
             "routes": [health.route()],
             "lifespan": lifespan,
         },
