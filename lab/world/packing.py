@@ -26,7 +26,7 @@ SLOTS = INTERVALS * CELLS
 class Sample:
     """One clip as the language model meets it.
 
-    `slots` are the visual tokens fed, ascending in 0..783; `rows[slots]` are their places in the feature pool.
+    `slots` are the visual tokens fed, ascending, by their places in the clip; `rows` are theirs in the feature pool.
     """
 
     slots: np.ndarray
@@ -37,22 +37,22 @@ class Sample:
 class Prompts:
     """The token ids around a clip and their positions, read off the checkpoint's own processor."""
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Processor, side: int = MODEL_SIDE) -> None:
         self.processor = processor
         self.config = processor.config
         self.frames = INTERVALS * per_interval(self.config)
-        self.grid = processor.video.grid(self.frames, MODEL_SIDE, MODEL_SIDE)
+        self.grid = processor.video.grid(self.frames, side, side)
         self._questions: dict[str, list[int]] = {}
         self._answers: dict[str, list[int]] = {}
         inputs = self._inputs("?")
         layout = visual_layout(self.config, inputs["input_ids"], inputs.get("video_grid_thw"))
-        start = int(layout.index[0])
+        start, self.slots = int(layout.index[0]), len(layout)
         ids = inputs["input_ids"][0]
         self.prefix: list[int] = ids[:start].tolist()
-        self.newlines = int((ids == self.config.video_token_id).sum()) - len(layout)
-        self.after = start + len(layout) + self.newlines
+        self.newlines = int((ids == self.config.video_token_id).sum()) - self.slots
+        self.after = start + self.slots + self.newlines
         positions = inputs["position_ids"][1:, 0] if "position_ids" in inputs else torch.arange(len(ids))[None]
-        self.context_positions = positions[:, : self.after].numpy()  # [axes, prefix + 784 + newlines]
+        self.context_positions = positions[:, : self.after].numpy()  # [axes, prefix + slots + newlines]
         self.text_start = int(positions[0, self.after])
 
     def question(self, text: str) -> list[int]:
@@ -134,7 +134,7 @@ def _padded(values: np.ndarray, length: int, empty: float) -> Tensor:
 def _row(prompts: Prompts, sample: Sample, tail: float) -> dict[str, np.ndarray]:
     head, n = len(prompts.prefix), len(sample.slots)
     context = head + n + prompts.newlines
-    spots = np.concatenate((np.arange(head), head + sample.slots, np.arange(head + SLOTS, prompts.after)))
+    spots = np.concatenate((np.arange(head), head + sample.slots, np.arange(head + prompts.slots, prompts.after)))
     ids = [*prompts.prefix, *[0] * (context - head)]
     segment, target, weight = [0] * context, [-100] * context, [0.0] * context
     deciding, places = [False] * context, []

@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -82,13 +82,16 @@ class Optimizers:
             optimizer.load_state_dict(state)
 
 
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+
+
 @dataclass
-class Training:
+class Training(Generic[AnyRecipe]):
     """One run: the model, where it stands, and its log."""
 
     family: str
     seed: int
-    recipe: Recipe
+    recipe: AnyRecipe
     work: Path
     device: torch.device
     model: Any = None
@@ -180,15 +183,15 @@ def _train_tower(run: Training, state: dict[str, Any]) -> None:
         frames, truth = tower_batch(rng, per_interval(model.config), recipe.tower_images)
         patches = patch_features(model, run.processor.video, frames)
         loss, accuracy = heads(patches, torch.from_numpy(truth).to(run.device))
-        optimizers.step(loss, _falling_rate(step, recipe.tower_steps, recipe.warmup))
+        optimizers.step(loss, falling_rate(step, recipe.tower_steps, recipe.warmup))
         if (step + 1) % LOG_EVERY == 0:
-            run.say({"stage": "tower", "step": step + 1, "loss": round(loss.item(), 4), "accuracy": _rounded(accuracy)})
+            run.say({"stage": "tower", "step": step + 1, "loss": round(loss.item(), 4), "accuracy": rounded(accuracy)})
         if (step + 1) % (4 * recipe.save_every) == 0:
             run.save("tower", step + 1, heads=heads.state_dict(), optimizers=optimizers.state_dict())
     run.save("tokens", 0)
 
 
-def _falling_rate(step: int, steps: int, warmup: int) -> float:
+def falling_rate(step: int, steps: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup, 0.02 + 2.5 * (steps - step) / steps)
 
 
@@ -219,15 +222,13 @@ def _train_tokens(run: Training, pool: Pool) -> None:
         rows = torch.cat([group[rng.integers(len(group), size=size)] for group, size in groups])
         tokens = visual_tokens(run.model, pool.features[rows].to(run.device).float())
         loss, accuracy = heads(tokens[None, :, None], truth[rows][None].to(run.device))
-        optimizers.step(loss, _falling_rate(step, run.recipe.token_steps, 1))
+        optimizers.step(loss, falling_rate(step, run.recipe.token_steps, 1))
         if (step + 1) % LOG_EVERY == 0:
-            run.say(
-                {"stage": "tokens", "step": step + 1, "loss": round(loss.item(), 4), "accuracy": _rounded(accuracy)}
-            )
+            run.say({"stage": "tokens", "step": step + 1, "loss": round(loss.item(), 4), "accuracy": rounded(accuracy)})
     run.save("language", 0)
 
 
-def _rounded(values: dict[str, float]) -> dict[str, float]:
+def rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in sorted(values.items())}
 
 
@@ -267,10 +268,10 @@ def _train_language(run: Training, pool: Pool, state: dict[str, Any], stop_after
             if done <= state["step"]:
                 continue
             rng = np.random.default_rng((run.seed, 2, number, step))
-            rate = _rate(stage, step) * min(1.0, done / recipe.warmup)
+            rate = stage_rate(stage, step) * min(1.0, done / recipe.warmup)
             loss = _language_step(run, pool, prompts, optimizers, stage, rng, rate, tally)
             if done % LOG_EVERY == 0 or done == total:
-                shown = _rounded({kind: sum(v) / len(v) for kind, v in tally.items()})
+                shown = rounded({kind: sum(v) / len(v) for kind, v in tally.items()})
                 run.say({"stage": stage.name, "step": done, "loss": round(loss, 4), "accuracy": shown})
                 tally.clear()
             if done % recipe.save_every == 0 or done in (total, stop_after):
@@ -281,7 +282,7 @@ def _train_language(run: Training, pool: Pool, state: dict[str, Any], stop_after
     return True
 
 
-def _rate(stage: Stage, step: int) -> float:
+def stage_rate(stage: Stage, step: int) -> float:
     first, last = stage.rate
     return first + (last - first) * step / max(1, stage.steps - 1)
 

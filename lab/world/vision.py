@@ -7,6 +7,7 @@ projector (LLaVA-OneVision) or the merger (Qwen2-VL) turns into that token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ def interval_frames(scenes: Sequence[tuple[Scene, int]], count: int) -> np.ndarr
 
 
 def patch_features(model: Any, video: VideoPreprocessor, frames: np.ndarray) -> Tensor:
-    """What the tower makes of n intervals, [n, 49, 4, d]: the patches of every visual token, before it is formed."""
+    """What the tower makes of n intervals, [n, cells, 4, d]: the patches of each visual token, before it is formed."""
     n, count = frames.shape[:2]
     device = next(model.parameters()).device
     pixels = {
@@ -56,10 +57,12 @@ def patch_features(model: Any, video: VideoPreprocessor, frames: np.ndarray) -> 
     }
     values = pixels["pixel_values_videos"]
     if "video_grid_thw" in pixels:
-        return model.model.visual(values, pixels["video_grid_thw"]).last_hidden_state.view(n, CELLS, 4, -1)
+        seen = model.model.visual(values, pixels["video_grid_thw"]).last_hidden_state
+        return seen.view(n, -1, 4, seen.shape[-1])
     seen = model.model.vision_tower(values[0], output_hidden_states=True, return_dict=True)
-    grid = seen.hidden_states[model.config.vision_feature_layer].view(n, GRID, 2, GRID, 2, -1)
-    return grid.transpose(2, 3).reshape(n, CELLS, 4, -1)
+    patches = seen.hidden_states[model.config.vision_feature_layer]
+    side = math.isqrt(patches.shape[1]) // 2
+    return patches.view(n, side, 2, side, 2, -1).transpose(2, 3).reshape(n, side * side, 4, -1)
 
 
 def visual_tokens(model: Any, patches: Tensor) -> Tensor:

@@ -1,0 +1,68 @@
+"""Exact match of a model on cached clips, and on foreign ones, where it must say that it cannot tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lab.tabletop.cache import cached_path, load_takes
+from lab.tabletop.foreign import foreign_clip
+from lab.tabletop.packing import SLOTS
+from lab.tabletop.questions import UNANSWERABLE, UNKNOWN_WORD, Fact, clip_questions, facts_of, put
+from lab.tabletop.records import Question
+from lab.tabletop.studio import MODEL_SIDE
+from lab.tabletop.truth import Truth
+from lab.world.generate import clip_seed
+from lab.world.packing import Prompts, Sample, pack
+from lab.world.records import INTERVALS, Split
+from lab.world.score import Verdict, hidden_states
+from lab.world.vision import patch_features
+from sharp_demo.backbones.processor import Processor
+
+
+@torch.no_grad()
+def judge(model: Any, processor: Processor, folder: Path, split: Split, seeds: Sequence[int]) -> Iterator[Verdict]:
+    """Ask one question of each kind about these clips, which `cache` has rendered into `folder`."""
+    prompts = Prompts(processor, MODEL_SIDE)
+    for seed in seeds:
+        takes = load_takes(cached_path(folder, split, seed))
+        frames = np.concatenate([take.frames for take in takes])
+        questions = clip_questions([take.truth for take in takes], seed, split)
+        yield from _ask(model, processor, prompts, frames, questions)
+
+
+@torch.no_grad()
+def judge_foreign(
+    model: Any, processor: Processor, split: Split, seeds: Sequence[int], truths: Sequence[Sequence[Truth]]
+) -> Iterator[Verdict]:
+    """Ask about foreign clips what may be asked about these scenes; the expected answer is always "I cannot tell"."""
+    prompts = Prompts(processor, MODEL_SIDE)
+    for seed in seeds:
+        rng = np.random.default_rng((clip_seed(split, seed), 3))
+        facts = facts_of(truths[seed % len(truths)])
+        texts = [put(facts[int(i)], rng, held_out=rng.random() < 0.5).text for i in rng.integers(len(facts), size=4)]
+        untold = [
+            Fact(UNANSWERABLE, UNKNOWN_WORD, (("text", text),), (0, INTERVALS - 1), spread=True) for text in texts
+        ]
+        frames = foreign_clip(seed, split)[1]
+        yield from _ask(model, processor, prompts, frames, [put(fact, rng) for fact in untold])
+
+
+def _ask(
+    model: Any, processor: Processor, prompts: Prompts, frames: np.ndarray, questions: Sequence[Question]
+) -> Iterator[Verdict]:
+    device = next(model.parameters()).device
+    patches = patch_features(model, processor.video, frames.reshape(INTERVALS, -1, *frames.shape[1:]))
+    slots = np.arange(SLOTS)
+    batch = pack(prompts, [Sample(slots, slots, tuple(questions))], tail=1.0).to(device)
+    hidden = hidden_states(model, batch, patches.flatten(0, 1))
+    asked = batch.target[0] >= 0
+    right = model.lm_head(hidden[0, asked]).argmax(-1) == batch.target[0, asked]
+    segment, first = batch.segment[0, asked], batch.deciding[0, asked]
+    for number, question in enumerate(questions, 1):
+        own = segment == number
+        yield Verdict(question, bool(right[own].all()), bool(right[own & first].all()))
