@@ -122,10 +122,3 @@ def test_framefusions_table_on_the_methods_page_is_what_the_code_gives() -> None
             cells = (f"{100 * mean:.1f} %", *(f"{cost:.2f}" for cost in costs), f"{100 * matched:.1f} %")
             expected.append(f"| {table} | {' | '.join(cells)} |")
     assert printed == expected
-
-
-def test_readme_library_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    monkeypatch.chdir(ROOT)
-    exec(compile(example, "README.md", "exec"), {})
-    assert capsys.readouterr().out.split()[0].isdigit()

@@ -25,7 +25,7 @@ from sharp_demo.backbones.processor import Processor
 from sharp_demo.backbones.tiny import CARD
 from sharp_demo.errors import ModelError
 from sharp_demo.records import ModelInfo
-from sharp_demo.settings import HUB_MODELS, Settings
+from sharp_demo.settings import EMBEDDED, HUB_MODELS, Settings, read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +63,14 @@ class Placement:
     attention_reason: str
 
 
-def load(name: str, settings: Settings) -> Backbone:
+def load(name: str, settings: Settings | None = None) -> Backbone:
     """Load a model by embedded name, local folder or hub id.
 
     Weights come from safetensors only and no code from the checkpoint is run. A hub model that is wholly in the
-    local cache is loaded without touching the network. Raises `ModelError` with one line naming what is wrong.
+    local cache is loaded without touching the network. `settings` default to those of the environment. Raises
+    `ModelError` with one line naming what is wrong.
     """
+    settings = read_settings() if settings is None else settings
     placement = choose_placement(settings)
     folder = find_folder(name, settings)
     check_weights(folder)
@@ -191,6 +193,11 @@ def _local_folder(name: str, settings: Settings) -> Path | None:
             return folder
     if HUB_ID.fullmatch(name):
         return None
+    if name in EMBEDDED:
+        raise ModelError(
+            f"{name} is not in {settings.assets / 'models'}: set SHARP_ASSETS to the assets folder of a checkout, "
+            "which an installed package lacks"
+        )
     options = ", ".join((*settings.embedded, *HUB_MODELS))
     raise ModelError(f"unknown model {name!r}: give one of {options}, another hub id (owner/name) or a folder")
 

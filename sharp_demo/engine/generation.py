@@ -20,6 +20,7 @@ from sharp_demo.backbones.features import encode_video, model_inputs
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.pruning.outcome import Run
 from sharp_demo.stopwatch import Stopwatch
+from sharp_demo.video import Clip
 
 # A prefill that is quick is timed again and the median counts: one measurement on a busy machine says little.
 TIMING_BUDGET_MS = 300.0
@@ -150,6 +151,26 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
 def cache_bytes(cache: DynamicCache) -> int:
     """Return the bytes of all keys and values in a cache."""
     return sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+
+
+@torch.inference_mode()
+def answer(backbone: Backbone, clip: Clip | np.ndarray, question: str, max_new_tokens: int = 32) -> str:
+    """Return the greedy answer to a question about a clip, or about uint8 RGB frames [T, H, W, 3].
+
+    A method attached to the backbone prunes the prompt. At most `max_new_tokens` tokens are decoded. Raises
+    `QuestionError` for an empty or too long question and `ModelError` for more visual tokens than the limit.
+    """
+    model, processor = backbone.model, backbone.processor
+    frames = clip.frames if isinstance(clip, Clip) else clip
+    inputs = {name: tensor.to(model.device) for name, tensor in processor(frames, question).items()}
+    logits, cache, positions = prefill(model, inputs)
+    token, ends, ids = int(logits.argmax()), end_tokens(model, processor.tokenizer), list[int]()
+    while token not in ends and len(ids) < max_new_tokens:
+        ids.append(token)
+        if len(ids) < max_new_tokens:
+            positions = positions + 1
+            token = int(decode_step(model, token, cache, positions).argmax())
+    return processor.decode(ids)
 
 
 @torch.inference_mode()

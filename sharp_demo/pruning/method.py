@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from sharp_demo.backbones.load import Backbone
     from sharp_demo.pruning.layers import AttentionOverride
     from sharp_demo.pruning.outcome import Run, Selection
     from sharp_demo.pruning.prefill import Prefill
@@ -101,11 +102,16 @@ class Method:
                 raise MethodError(f"{self.name}: {option.name} is {value:g}; it must be at most {high:g}.")
 
     def __call__(
-        self, model: nn.Module, processor: Any | None = None, bias_cache: Any | None = None
+        self, model: nn.Module | Backbone, processor: Any | None = None, bias_cache: Any | None = None
     ) -> AbstractContextManager[Run]:
-        """Attach this method to `model` for the length of a `with` block; see `attach.attached`."""
+        """Attach this method to `model` for the length of a `with` block; see `attach.attached`.
+
+        A `Backbone` brings its processor; with a model of your own, give its transformers processor or a `Processor`.
+        """
         from sharp_demo.pruning.attach import attached
 
+        if not isinstance(model, torch.nn.Module):
+            model, processor = model.model, processor or model.processor
         self.require(processor)
         return attached(model, self, processor, bias_cache)
 

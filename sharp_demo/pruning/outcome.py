@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from sharp_demo.lazy import LazyModule
+from sharp_demo.pruning.report import RunReport
 from sharp_demo.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -102,6 +103,10 @@ class Run:
     @property
     def stages(self) -> dict[str, float]:
         return self.stopwatch.ms()
+
+    def report(self) -> RunReport:
+        """Return what was kept of every frame and what each stage took, for a terminal or a notebook."""
+        return RunReport.of(self)
 
     def begin(self, layout: VisualLayout, layers: int) -> None:
         """Forget the previous prefill; until a stage drops something, every token survives every layer."""

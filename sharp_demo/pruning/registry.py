@@ -30,6 +30,11 @@ METHODS: tuple[type[Method], ...] = (
 )
 
 
+def methods() -> dict[str, type[Method]]:
+    """Return the class of every method by its name, the reference first and the floors last."""
+    return {method.name: method for method in METHODS}
+
+
 def list_methods() -> list[str]:
     """Return the names of all methods, the reference first and the floors last."""
     return [method.name for method in METHODS]

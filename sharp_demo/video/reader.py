@@ -51,7 +51,9 @@ def probe(path: str | os.PathLike[str], settings: Settings) -> VideoInfo:
         return _info(source, _scan(source, settings, deadline, scratch))
 
 
-def decode(path: str | os.PathLike[str], frames: int, settings: Settings, max_side: int | None = None) -> Clip:
+def decode(
+    path: str | os.PathLike[str], frames: int, settings: Settings | None = None, max_side: int | None = None
+) -> Clip:
     """Decode `frames` frames, sampled uniformly in presentation time.
 
     The video's duration is cut into `frames` equal bins; each gives the frame on screen at its centre. A video with
@@ -61,12 +63,17 @@ def decode(path: str | os.PathLike[str], frames: int, settings: Settings, max_si
     ----------
     path : a video file; untrusted.
     frames : how many, 1 to `settings.max_frames`.
+    settings : the limits; None: those of the environment.
     max_side : longest side of the result in pixels, at least 16; None: 768. Never enlarged.
 
     Raises
     ------
     VideoError : `kind` is one of `ERROR_KINDS`; the message is one line naming cause and limit.
     """
+    if settings is None:
+        from sharp_demo.settings import read_settings  # pydantic, which the decoding child does without
+
+        settings = read_settings()
     start = time.monotonic()
     deadline = start + settings.decode_timeout_s
     max_side = DEFAULT_MAX_SIDE if max_side is None else max_side
