@@ -65,7 +65,8 @@ def test_the_wheel_declares_its_groups(wheel: Path) -> None:
     needed = [line for line in about.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert any(line.startswith("torch") for line in needed)
     assert about.get_all("Provides-Extra") == ["dev", "gpu"]
-    assert [line for line in about.get_all("Requires-Dist", []) if 'extra == "gpu"' in line][0].startswith("flash-attn")
+    (gpu,) = (line for line in about.get_all("Requires-Dist", []) if 'extra == "gpu"' in line)
+    assert gpu.startswith("flash-attn")
 
 
 def test_the_six_lines_run_from_the_wheel(bin_folder: Path, tmp_path: Path) -> None:

@@ -73,9 +73,8 @@ class RunReport:
         """One frame as SVG: a dark square for each token that was kept."""
         size, width, height = self.rows * self.cols, self.cols * CELL, self.rows * CELL
         slots = (slot - frame * size for slot in self.kept if slot // size == frame)
-        path = "".join(
-            f"M{slot % self.cols * CELL} {slot // self.cols * CELL}h{CELL}v{CELL}h-{CELL}z" for slot in slots
-        )
+        corners = ((slot % self.cols * CELL, slot // self.cols * CELL) for slot in slots)
+        path = "".join(f"M{x} {y}h{CELL}v{CELL}h-{CELL}z" for x, y in corners)
         return (
             f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img">'
             f"<title>frame {frame + 1}: {self.per_frame[frame]} of {size} tokens kept</title>"
