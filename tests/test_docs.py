@@ -20,7 +20,6 @@ from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.settings import HUB_MODELS, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
