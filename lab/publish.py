@@ -125,7 +125,7 @@ def _systems(chosen: argparse.Namespace, backbone: Backbone) -> Planned:
 
 def _positions(chosen: argparse.Namespace, backbone: Backbone) -> Planned | None:
     """None where positions have several axes: nothing is ever numbered anew there."""
-    if family_of(backbone.model.config).needs_grid:
+    if not family_of(backbone.model.config).renumbers:
         return None
 
     def make(backbone: Backbone, settings: Settings, plan: Plan, jobs: int) -> Made:

@@ -16,8 +16,7 @@ from sharp_demo.backbones.families import Family, family_of, family_of_type
 from sharp_demo.backbones.features import VideoFeatures, model_inputs
 from sharp_demo.backbones.layout import VisualLayout, visual_layout
 from sharp_demo.backbones.load import Placement, choose_placement, load
-from sharp_demo.backbones.positions import released_positions
-from sharp_demo.backbones.processor import TOKENS_PER_FRAME, VIDEO_TYPE, Processor, VideoPreprocessor
+from sharp_demo.backbones.processor import TOKENS_PER_FRAME, Processor, VideoPreprocessor
 from sharp_demo.backbones.published import published
 from sharp_demo.backbones.signals import VisionSignals
 from sharp_demo.cost import ModelShape
@@ -185,16 +184,10 @@ def make_prompt(subject: Subject, frames: int, content: Content, text_tokens: in
     before, after = (torch.randint(TEXT_IDS, (count,), generator=generator) for count in (prefix, suffix))
     if grid is not None:
         before[-1], after[0] = config.vision_start_token_id, config.vision_end_token_id
-    video = torch.full((placeholders,), config.video_token_id)
+    video = torch.full((placeholders,), family.visual_token_id(config))
     ids = torch.cat((before, video, after))[None]
     tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if grid is not None:
-        thw = torch.tensor(grid)
-        tokens |= {
-            "video_grid_thw": thw,
-            "mm_token_type_ids": (ids == config.video_token_id).int() * VIDEO_TYPE,
-            "position_ids": released_positions(config, ids, thw),
-        }
+    tokens |= family.prompt_inputs(config, ids, None if grid is None else torch.tensor(grid))
     layout = visual_layout(config, ids, tokens.get("video_grid_thw"))
     rows = clip_like(content, layout.frames, layout.rows * layout.cols, subject.shape.hidden, seed)
     rows = torch.cat((rows, torch.randn(family.newlines, rows.shape[1], generator=generator)))

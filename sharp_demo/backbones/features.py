@@ -55,29 +55,8 @@ def encode_video(
         with tapped(model) as tap:
             features = encode_video(model, pixels, chunk_frames)
         return replace(features, signals=tap.signals())
-    family = family_of(model.config)
-    values = pixels["pixel_values_videos"].to(model.device, model.dtype)
-    grid = pixels.get("video_grid_thw")
-    step = max(1, chunk_frames // family.frames_per_token(model.config))
-    if grid is None:
-        frames = values.shape[1]
-        chunks = [values[:, start : start + step] for start in range(0, frames, step)]
-        parts = [_tower(model, pixel_values_videos=chunk) for chunk in chunks]
-        newline = parts[0][-family.newlines :]
-        rows = torch.cat([part[: -family.newlines] for part in parts] + [newline])
-        return VideoFeatures(rows, None, frames)
-    frames, high, wide = grid[0].tolist()
-    parts = []
-    for start in range(0, frames, step):
-        count = min(step, frames - start)
-        patches = values[start * high * wide : (start + count) * high * wide]
-        chunk_grid = torch.tensor([[count, high, wide]], device=model.device)
-        parts.append(_tower(model, pixel_values_videos=patches, video_grid_thw=chunk_grid))
-    return VideoFeatures(torch.cat(parts), grid, frames)
-
-
-def _tower(model: Any, **pixels: Tensor) -> Tensor:
-    return model.get_video_features(**pixels, return_dict=True).pooler_output[0]
+    features, frames = family_of(model.config).encode(model, pixels, chunk_frames)
+    return VideoFeatures(features, pixels.get("video_grid_thw"), frames)
 
 
 def model_inputs(prompt: Mapping[str, Tensor], features: VideoFeatures) -> dict[str, Any]:

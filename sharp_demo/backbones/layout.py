@@ -88,21 +88,13 @@ def visual_layout(config: Any, input_ids: Tensor, video_grid_thw: Tensor | None 
     ids = input_ids.reshape(-1)
     if bool((ids == config.image_token_id).any()):
         raise ModelError("the prompt holds image placeholders; only a single video is supported")
-    found = (ids == config.video_token_id).nonzero().reshape(-1)
+    found = (ids == family.visual_token_id(config)).nonzero().reshape(-1)
     if not found.numel():
         raise ModelError("the prompt holds no video")
-    start, count = int(found[0]), found.numel()
-    if int(found[-1]) - start + 1 != count:
-        raise ModelError("the prompt's video placeholders are interrupted by text; exactly one video is supported")
     grid = None if video_grid_thw is None else video_grid_thw.reshape(-1, 3).tolist()
-    frames, rows, cols = family.shape(config, count, grid)
-    visual = count - family.newlines
-    if frames * rows * cols != visual:
-        raise ModelError(
-            f"the prompt has {visual} video placeholders but the video has {frames} x {rows} x {cols} tokens"
-        )
+    index, (frames, rows, cols) = family.place(config, found, grid)
     return VisualLayout(
-        index=torch.arange(start, start + visual, device=ids.device),
+        index=index,
         frames=frames,
         rows=rows,
         cols=cols,

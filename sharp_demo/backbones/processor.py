@@ -22,13 +22,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from sharp_demo.backbones.families import FAMILIES, Family, family_of, family_of_type
 from sharp_demo.backbones.files import one_line, read_json
 from sharp_demo.backbones.layout import visual_layout
-from sharp_demo.backbones.positions import released_positions
 from sharp_demo.errors import ModelError, QuestionError
 
 TOKENS_PER_FRAME = (
     180  # Qwen2-VL: merged tokens per temporal patch, the setting of ShaRP Table 2 (16 x 180 for 32 frames)
 )
-VIDEO_TYPE = 2  # mm_token_type_ids: 0 text, 1 image, 2 video
 BICUBIC = 3
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -287,7 +285,7 @@ class Processor:
         Returns
         -------
         input_ids, attention_mask [1, n]; for Qwen2-VL also video_grid_thw [1, 3], mm_token_type_ids [1, n] and
-        position_ids [4, 1, n] by `released_positions`.
+        position_ids [4, 1, n] by `Family.positions`.
 
         Raises
         ------
@@ -304,13 +302,8 @@ class Processor:
             )
         ids = self._expand(self._template_ids(clean_question(question, self.max_question_chars)), placeholders)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if video_grid_thw is not None:
-            inputs["video_grid_thw"] = video_grid_thw
-            inputs["mm_token_type_ids"] = (ids == self.config.video_token_id).int() * VIDEO_TYPE
-            inputs["position_ids"] = released_positions(self.config, ids, video_grid_thw)
-        else:
-            visual_layout(self.config, ids)  # refuses a template that put the placeholders anywhere else
-        return inputs
+        visual_layout(self.config, ids, video_grid_thw)  # refuses a template that put the placeholders anywhere else
+        return inputs | family.prompt_inputs(self.config, ids, video_grid_thw)
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """Generated ids to text, special tokens left out."""
@@ -328,7 +321,7 @@ class Processor:
         )
 
     def _expand(self, ids: list[int], placeholders: int) -> Tensor:
-        video = self.config.video_token_id
+        video = family_of(self.config).visual_token_id(self.config)
         if ids.count(video) != 1:
             raise ModelError(f"the chat template wrote {ids.count(video)} video placeholders for one video")
         at = ids.index(video)

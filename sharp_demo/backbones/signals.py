@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from sharp_demo.backbones.families import family_of
 from sharp_demo.errors import UnsupportedError
@@ -64,7 +63,8 @@ def tapped(model: Any) -> Iterator[VisionTap]:
     """
     if refusal := signals_refusal(model):
         raise UnsupportedError(refusal)
-    module, read = _source(model)
+    family = family_of(model.config)
+    module, read = family.signal_source(model)
     tap = VisionTap(next(module.parameters()).device)
 
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -78,8 +78,7 @@ def tapped(model: Any) -> Iterator[VisionTap]:
         # `generate` encodes pixels before it calls the model, and hands on this very output.
         output.signals = VisionSignals(*tap.parts[-1], tap.ms)
 
-    tower = model.model.visual if family_of(model.config).needs_grid else model.model.vision_tower
-    hooks = (module.register_forward_pre_hook(see, with_kwargs=True), tower.register_forward_hook(label))
+    hooks = (module.register_forward_pre_hook(see, with_kwargs=True), family.tower(model).register_forward_hook(label))
     try:
         yield tap
     finally:
@@ -89,45 +88,7 @@ def tapped(model: Any) -> Iterator[VisionTap]:
 
 def signals_refusal(model: Any) -> str | None:
     """Why this checkpoint's tower cannot be read, or None."""
-    config = model.config
-    if family_of(config).needs_grid:
-        return None
-    if isinstance(config.vision_feature_layer, int) and config.vision_feature_select_strategy == "full":
-        return None
-    return (
-        "This checkpoint joins several vision layers or drops a class token; vision-tower attention is read from one "
-        "layer without a class token."
-    )
-
-
-def _source(model: Any) -> tuple[nn.Module, Any]:
-    if family_of(model.config).needs_grid:
-        return model.model.visual.blocks[-1].attn, _read_qwen
-    layer = model.config.vision_feature_layer
-    layers = model.model.vision_tower.encoder.layers
-    # hidden_states[0] is what enters layer 0, so the output of layer i is hidden_states[i + 1].
-    return layers[layer if layer < 0 else layer - 1].self_attn, _read_siglip
-
-
-def _read_siglip(model: Any, attention: Any, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    shape = (*hidden.shape[:-1], attention.num_heads, attention.head_dim)
-    queries, keys = (proj(hidden).view(shape).transpose(1, 2) for proj in (attention.q_proj, attention.k_proj))
-    received = torch.stack([attention_received(q, k, attention.scale) for q, k in zip(queries, keys, strict=True)])
-    both = torch.cat((received[..., None], keys.float().mean(1)), -1)
-    pooled = model.model.apply_pooling(both).flatten(0, 1)
-    return pooled[:, 0], pooled[:, 1:]
-
-
-def _read_qwen(model: Any, attention: Any, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    heads, n = attention.num_heads, hidden.shape[0]
-    queries, keys, _ = attention.qkv(hidden).view(n, 3, heads, -1).unbind(1)
-    turned = apply_rotary_pos_emb_vision(queries, keys, *kwargs["position_embeddings"])
-    lengths = kwargs["cu_seqlens"].diff().tolist()
-    frames = zip(*(torch.split(t.transpose(0, 1), lengths, 1) for t in turned), strict=True)
-    received = torch.cat([attention_received(q, k, attention.scaling) for q, k in frames])
-    group = model.config.vision_config.spatial_merge_size**2
-    keys = keys.float().mean(1)
-    return received.view(-1, group).mean(1), keys.view(n // group, group, -1).mean(1)
+    return family_of(model.config).signals_refusal(model.config)
 
 
 def attention_received(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:

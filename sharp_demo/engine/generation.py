@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from sharp_demo.backbones.compat import with_cache
+from sharp_demo.backbones.families import family_of
 from sharp_demo.backbones.features import encode_video, model_inputs
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.pruning.outcome import Run
@@ -137,7 +138,7 @@ def decode_step(model: Any, token: int, cache: DynamicCache, positions: Tensor) 
 def suppress_placeholders(model: Any, logits: Tensor) -> Tensor:
     """Return logits under which no answer contains visual placeholders; an untrained model would emit them."""
     logits = logits.clone()
-    logits[[model.config.video_token_id, model.config.image_token_id]] = -torch.inf
+    logits[family_of(model.config).placeholder_ids(model.config)] = -torch.inf
     return logits
 
 

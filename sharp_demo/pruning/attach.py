@@ -21,13 +21,13 @@ from transformers.generation.configuration_utils import GenerationConfig, Genera
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from sharp_demo.backbones.compat import cache_in, cache_name, text_output, with_cache
+from sharp_demo.backbones.families import FAMILIES, family_of
 from sharp_demo.backbones.layout import VisualLayout, visual_layout
-from sharp_demo.backbones.positions import grid_from_positions
 from sharp_demo.backbones.signals import VisionSignals, VisionTap, tapped
 from sharp_demo.errors import ModelError, UnsupportedError
 from sharp_demo.pruning.layers import CacheNote, FirstLayerPruned, LayerPass, RenumberedPass, replaced, run_layers
 from sharp_demo.pruning.outcome import Run
-from sharp_demo.pruning.prefill import Prefill, PromptContext, is_mrope
+from sharp_demo.pruning.prefill import Prefill, PromptContext
 
 if TYPE_CHECKING:
     from sharp_demo.pruning.method import Method
@@ -59,7 +59,8 @@ class _Runtime:
     """The forward that stands in for the text model's own while `attached` is open."""
 
     def __init__(self, model: nn.Module, run: Run, context: PromptContext) -> None:
-        self.lm = model.model.language_model
+        self.family = family_of(model.config)
+        self.lm = self.family.text_model(model)
         self.config = model.config
         self.run, self.context = run, context
         self.original = self.lm.forward
@@ -96,7 +97,7 @@ class _Runtime:
             return
         cache = cache_in(kwargs)
         first_turn = cache is None or int(cache.get_seq_length()) == 0
-        if ids.shape[1] == 1 or not bool((ids == self.config.video_token_id).any()):
+        if ids.shape[1] == 1 or not bool((ids == self.family.visual_token_id(self.config)).any()):
             if active and first_turn and ids.shape[1] > 1:
                 images = bool((ids == self.config.image_token_id).any())
                 self.run.skip("The prompt holds images and no video" if images else "The prompt holds no video")
@@ -106,8 +107,8 @@ class _Runtime:
     def _see_video(self, ids: Tensor, kwargs: Mapping[str, Any], first_turn: bool) -> _Seen | None:
         first, positions = ids[0].cpu(), kwargs.get("position_ids")
         grid = kwargs.get("video_grid_thw")
-        if grid is None and positions is not None and positions.ndim == 3:
-            grid = grid_from_positions(self.config, first, positions)
+        if grid is None and positions is not None:
+            grid = self.family.grid_of_positions(self.config, first, positions)
         if not self.run.method.active:
             # Vanilla runs whatever the model runs; only a single video can be laid out.
             with suppress(ModelError):
@@ -162,7 +163,7 @@ class _Runtime:
         cache = DynamicCache(config=lm.config) if cache is None else cache
         hidden = lm.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         _refuse_unsupported(attention_mask, cache, lm.config.use_cache if use_cache is None else use_cache, kwargs)
-        positions = _positions(lm, position_ids, hidden, cache)
+        positions = self._positions(position_ids, hidden, cache)
         collected: list[Tensor] | None = [] if kwargs.get("output_hidden_states") else None
         rows: LayerPass
         if prune and seen is not None:
@@ -198,6 +199,13 @@ class _Runtime:
         CacheNote(tuple(rows.renumbered), short).put(cache)
         return rows
 
+    def _positions(self, position_ids: Tensor | None, hidden: Tensor, cache: Cache) -> Tensor:
+        """Return position ids as `rotary_emb` wants them."""
+        if position_ids is None:
+            past = cache.get_seq_length()
+            position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
+        return self.family.rotary_positions(position_ids)
+
 
 def _lengths(cache: Cache) -> set[int]:
     return {int(layer.get_seq_length()) for layer in cache.layers}
@@ -222,18 +230,6 @@ def _refuse_unsupported(attention_mask: Any, cache: Cache, use_cache: bool, kwar
             raise UnsupportedError(f"{name}= means nothing to the pruned pass, so it is refused: leave it out.")
 
 
-def _positions(lm: nn.Module, position_ids: Tensor | None, hidden: Tensor, cache: Cache) -> Tensor:
-    """Return position ids as `rotary_emb` wants them: [B, n], or [3, B, n] for M-RoPE."""
-    if position_ids is None:
-        past = cache.get_seq_length()
-        position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
-    if not is_mrope(lm):
-        return position_ids
-    if position_ids.ndim == 2:
-        return position_ids[None].expand(3, -1, -1)
-    return position_ids[-3:]  # generate() puts a row of text positions in front
-
-
 @contextmanager
 def attached(
     model: nn.Module, method: Method, processor: Any | None = None, bias_cache: Any | None = None
@@ -253,10 +249,11 @@ def attached(
         (padding, static cache, ...).
     """
     outer, model = model, getattr(model, "_orig_mod", model)
-    core = getattr(model, "model", None)
-    lm = getattr(core, "language_model", None)
-    if core is None or lm is None or not hasattr(model.config, "video_token_id"):
-        raise UnsupportedError(f"{type(model).__name__} is not a LLaVA-OneVision or Qwen2-VL model from transformers.")
+    try:
+        core, lm = model.model, family_of(model.config).text_model(model)
+    except (AttributeError, ModelError):
+        known = " or ".join(family.title for family in FAMILIES)
+        raise UnsupportedError(f"{type(model).__name__} is not a {known} model from transformers.") from None
     if "sliding_attention" in (getattr(lm.config, "layer_types", None) or ()):
         raise UnsupportedError(
             "This checkpoint uses sliding-window attention, which the pruning runtime does not support."

@@ -65,4 +65,4 @@ class EVS(Method):
             scores = scores.flatten()
         prefill.record_scores("raw", scores)
         with prefill.stage("select"):
-            return Selection(top_k(scores, k), compact=self.reindex_positions and not prefill.mrope)
+            return Selection(top_k(scores, k), compact=self.reindex_positions and prefill.family.renumbers)

@@ -140,7 +140,7 @@ class FrameFusion(Method):
         progress.queries = None
         if progress.pruning:
             last = int(prefill.rows[-1]) + 1  # queries are text, so they stand behind the video
-            first = max(last, prefill.hidden.shape[1] - (4 if prefill.mrope else 1))
+            first = max(last, prefill.hidden.shape[1] - prefill.family.merge_queries)
             progress.queries = prefill.hidden[:, first:].clone()  # a view would keep all of the rows alive
 
     def after_attention(self, layer: int, prefill: Prefill) -> Selection | None:
@@ -158,7 +158,7 @@ class FrameFusion(Method):
         """One merge call; `layer` is the one whose attention has run, None before the first."""
         progress: _Progress = prefill.notes[self]
         (room, to_come), n = self._room(prefill), len(prefill.rows)
-        threshold = self.similarity or (0.5 if prefill.mrope else 0.6)
+        threshold = self.similarity or prefill.family.merge_similarity
         hidden = prefill.hidden[0, prefill.rows]
         with prefill.stage("similarity"):
             patch = prefill.slots % (prefill.layout.rows * prefill.layout.cols)

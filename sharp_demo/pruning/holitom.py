@@ -244,7 +244,7 @@ class HoliTom(Method):
             for first, end in segments:
                 alone = end - first == 1
                 draft.add(first, end, torch.zeros_like(runs[0] > 0) if alone else runs[end - 1] >= end - 1 - first)
-            return draft.selection(compact=self.reindex_positions and not prefill.mrope)
+            return draft.selection(compact=self.reindex_positions and prefill.family.renumbers)
 
     def _inner(self, layer: int, prefill: Prefill) -> Selection:
         with prefill.stage("scores"):

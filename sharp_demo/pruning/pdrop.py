@@ -85,10 +85,10 @@ class PDrop(Method):
         return {"scores": prunes.rows(project_keys=True)}
 
     def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
-        if layer == 0 and self.reindex_positions and prefill.mrope:
+        if layer == 0 and self.reindex_positions and not prefill.family.renumbers:
             raise MethodError(
-                f"{self.name}: reindex_positions is not defined for Qwen2-VL, whose positions have three axes; "
-                "leave it off to keep the original ones."
+                f"{self.name}: reindex_positions is not defined for {prefill.family.title}, whose "
+                "positions have three axes; leave it off to keep the original ones."
             )
         kept = dict(self.schedule(len(prefill.layers), len(prefill.layout))).get(layer)
         if kept is None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from sharp_demo.backbones.families import family_of
+from sharp_demo.backbones.family import Family
 from sharp_demo.backbones.signals import VisionSignals
 from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning.attention import Rotary, Span, last_query_logits, project_keys, to_device
@@ -37,6 +39,11 @@ class PromptContext:
     signals: VisionSignals | None = None  # of the prompt's video, when the method reads them
     inject: Injection | None = None  # what the family adds to the visual rows behind some layers
 
+    @property
+    def family(self) -> Family:
+        """The model's family."""
+        return family_of(self.model.config)
+
 
 class Prefill(LayerPass):
     """One prompt's first pass, and everything a method may look at or drop.
@@ -51,7 +58,7 @@ class Prefill(LayerPass):
     text : current rows that are not visual.
     rows, slots : [v] current row and layout slot of each surviving visual token.
     signals : what the vision tower says about all N tokens; only for methods with `needs_vision`.
-    mrope : positions have three axes (Qwen2-VL).
+    family : the model's family, which answers what differs between families.
     renumbered : [(layer, rows gone)] of every stage that made the positions compact.
     notes : what a method has to remember from one hook of this prefill to the next, under the method itself.
     """
@@ -63,7 +70,7 @@ class Prefill(LayerPass):
         assert run.layout is not None
         self.layers, self.config, self.cache, self.run, self.context = lm.layers, lm.config, cache, run, context
         self.rotary_emb = lm.rotary_emb
-        self.mrope = is_mrope(lm)
+        self.family = context.family
         self.renumbered: list[tuple[int, int]] = []
         self.notes: dict[Method, Any] = {}
         self.layout = run.layout
@@ -227,8 +234,8 @@ class Prefill(LayerPass):
         if not compact:
             cos, sin = self.rotary
             return cos.index_select(1, index), sin.index_select(1, index)
-        if self.mrope:
-            raise UnsupportedError("Positions with three axes (M-RoPE, Qwen2-VL) cannot be renumbered.")
+        if not self.family.renumbers:
+            raise UnsupportedError(f"Positions with three axes (M-RoPE, {self.family.title}) cannot be renumbered.")
         gone = self.embeddings.shape[1] - len(index)
         self.renumbered.append((first_layer, gone))
         positions = torch.arange(len(index), device=index.device)[None].expand(self.hidden.shape[0], -1)
@@ -241,8 +248,3 @@ def _final_targets(merged_into: Tensor, alive: Tensor) -> Tensor:
     target = torch.where((merged_into >= 0) & (onward >= 0), onward, merged_into)
     lives = torch.zeros_like(merged_into, dtype=torch.bool).index_fill(0, alive, True)
     return torch.where(lives[target.clamp(min=0)], target, -1)
-
-
-def is_mrope(lm: nn.Module) -> bool:
-    """Whether positions have three axes: time, height and width."""
-    return "mrope_section" in (lm.config.rope_parameters or {})

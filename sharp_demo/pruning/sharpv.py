@@ -94,7 +94,9 @@ class SharpV(Method):
                 counts = adaptive_counts(ratios.tolist(), size)
             else:
                 counts = scaled_counts(ratios.tolist(), size, budget(self.retention, scores.numel()))
-            return Selection(best_of_each_frame(scores, counts), compact=self.reindex_positions and not prefill.mrope)
+            return Selection(
+                best_of_each_frame(scores, counts), compact=self.reindex_positions and prefill.family.renumbers
+            )
 
     def attention(self, layer: int, prefill: Prefill) -> None:
         """Compare the layer's input with the video's features; the attention itself stays as it is."""

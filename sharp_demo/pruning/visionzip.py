@@ -109,7 +109,7 @@ class VisionZip(Method):
             targets = spread(rest.shape[1], contextual_count).to(rest.device)
         first = torch.arange(frames, device=rest.device)[:, None] * per_frame
         dominant, rest = dominant + first, rest + first  # slots from here on
-        compact = self.reindex_positions and not prefill.mrope
+        compact = self.reindex_positions and prefill.family.renumbers
         if contextual_count == 0:
             kept = dominant.flatten()
             return Selection(kept, torch.full_like(kept, int(Role.DOMINANT)), compact=compact)

@@ -8,8 +8,8 @@ import torch
 from frames import golden_frames
 
 from sharp_demo.backbones.compat import cache_in, with_cache
+from sharp_demo.backbones.families import family_of
 from sharp_demo.backbones.load import Backbone
-from sharp_demo.backbones.positions import released_positions
 
 
 def naive_positions(ids: list[int], video: int, grid: list[int]) -> list[list[int]]:
@@ -84,7 +84,7 @@ def test_forward_decode_and_generate_agree(tiny_qwen: Backbone) -> None:
             position = inputs["position_ids"][..., -1:] + index + 1
             step = model(input_ids=token[None, None], position_ids=position, **with_cache(cache_in(step)))
     whole = {**inputs, "input_ids": output, "attention_mask": torch.ones_like(output)}
-    whole["position_ids"] = released_positions(model.config, output, inputs["video_grid_thw"])
+    whole["position_ids"] = family_of(model.config).positions(model.config, output, inputs["video_grid_thw"])
     whole["mm_token_type_ids"] = (output == model.config.video_token_id).int() * 2
     with torch.no_grad():
         logits = model(**whole).logits[0]

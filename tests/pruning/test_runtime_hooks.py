@@ -435,7 +435,7 @@ def test_rows_put_in_before_the_llm_are_what_it_reads(prompt: Prompt) -> None:
     kept = torch.tensor([0, 3, 4, 20, 31])
 
     def put(prefill: Prefill) -> Selection:
-        return Selection(kept, hidden=rows, compact=not prefill.mrope)
+        return Selection(kept, hidden=rows, compact=prefill.family.renumbers)
 
     with Wraps(calls=((0, put),))(prompt.model):
         ids, logits, _ = greedy(prompt)

@@ -1,0 +1,151 @@
+"""What the rest of the code asks of a model family. Importing this loads no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sharp_demo.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    # (model, attention module, its input, its keyword arguments) -> attention received [N], keys [N, head_dim]
+    SignalReader = Callable[[Any, Any, Tensor, Mapping[str, Any]], tuple[Tensor, Tensor]]
+
+Grid = Sequence[Sequence[int]]  # video_grid_thw: one [t, h, w] in patches per video
+
+
+class Family(ABC):
+    """One model family: a subclass in a module of its own holds all that is known of it.
+
+    Attributes
+    ----------
+    name, title : the name in commands and records, and the one for people.
+    model_type : of the checkpoint's config.
+    model_class : transformers' class.
+    video_processor : transformers' video processor class.
+    newlines : the last placeholders, which carry the video's token id but are text.
+    renumbers : positions may be renumbered once tokens are gone.
+    merge_similarity, merge_queries : FrameFusion's threshold, and the last text queries that it scores by.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    model_type: ClassVar[str]
+    model_class: ClassVar[str]
+    video_processor: ClassVar[str]
+    newlines: ClassVar[int] = 0
+    renumbers: ClassVar[bool] = True
+    merge_similarity: ClassVar[float]
+    merge_queries: ClassVar[int]
+
+    # --- the prompt
+
+    def visual_token_id(self, config: Any) -> int:
+        """Return the id of the placeholders that the vision features replace."""
+        return int(config.video_token_id)
+
+    def placeholder_ids(self, config: Any) -> list[int]:
+        """Return every id that stands for pixels; an answer must hold none."""
+        return [int(config.video_token_id), int(config.image_token_id)]
+
+    @abstractmethod
+    def frames_per_token(self, config: Any) -> int:
+        """Return the number of sampled frames that one layout frame covers."""
+
+    @abstractmethod
+    def shape(self, config: Any, placeholders: int, grid: Grid | None) -> tuple[int, int, int]:
+        """Return (frames, rows, cols) of the visual tokens; `ModelError` when they are not one video."""
+
+    @abstractmethod
+    def placeholders(self, config: Any, frames: int, grid: Grid | None = None) -> int:
+        """Return the number of placeholder ids, newlines included, that `frames` sampled frames need."""
+
+    def place(self, config: Any, found: Tensor, grid: Grid | None) -> tuple[Tensor, tuple[int, int, int]]:
+        """Return the ascending prompt rows of the visual tokens, [N], and (frames, rows, cols).
+
+        `found` are the rows of all placeholders. They are one block here; a family with text between its frames has
+        a run per frame. Raises `ModelError` when they are not one video.
+        """
+        if int(found[-1]) - int(found[0]) + 1 != found.numel():
+            raise ModelError("the prompt's video placeholders are interrupted by text; exactly one video is supported")
+        frames, rows, cols = self.shape(config, found.numel(), grid)
+        visual = found.numel() - self.newlines
+        if frames * rows * cols != visual:
+            raise ModelError(
+                f"the prompt has {visual} video placeholders but the video has {frames} x {rows} x {cols} tokens"
+            )
+        return found[:visual], (frames, rows, cols)
+
+    def prompt_inputs(self, config: Any, input_ids: Tensor, grid: Tensor | None) -> dict[str, Tensor]:
+        """Return what `forward` needs of a prompt in addition to ids and mask; nothing by default."""
+        return {}
+
+    # --- positions
+
+    def positions(
+        self, config: Any, input_ids: Tensor, grid: Tensor | None, seconds_per_grid: float | None = None
+    ) -> Tensor | None:
+        """Return the position ids of a prompt by the rule of the released weights; None for 0..n-1.
+
+        `seconds_per_grid` is the time between two layout frames, for families whose time axis counts seconds.
+        """
+        return None
+
+    def grid_of_positions(self, config: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor | None:
+        """Read `video_grid_thw` [1, 3] back from positions [3 or 4, 1, n]; None where there is no grid."""
+        return None
+
+    def rotary_positions(self, position_ids: Tensor) -> Tensor:
+        """Return position ids [B, n] or [3 or 4, B, n] as the decoder's `rotary_emb` wants them."""
+        return position_ids
+
+    # --- the decoder
+
+    def text_model(self, model: PreTrainedModel) -> nn.Module:
+        """Return the decoder: a module with `layers`, `norm`, `rotary_emb` and `embed_tokens`."""
+        return model.model.language_model
+
+    # --- vision
+
+    @abstractmethod
+    def encode(self, model: PreTrainedModel, pixels: Mapping[str, Tensor], chunk_frames: int) -> tuple[Tensor, int]:
+        """Return the features [n, d] in prompt order, newlines included, and the number of layout frames.
+
+        The tower runs over `chunk_frames` sampled frames at a time.
+        """
+
+    @abstractmethod
+    def pooled(self, features: Tensor) -> Any:
+        """Return features [n, d] as the model's own `get_video_features` holds them in `pooler_output`."""
+
+    @abstractmethod
+    def tower(self, model: PreTrainedModel) -> nn.Module:
+        """Return the vision tower."""
+
+    def signals_refusal(self, config: Any) -> str | None:
+        """Return why this checkpoint's tower cannot be read, or None."""
+        return None
+
+    @abstractmethod
+    def signal_source(self, model: PreTrainedModel) -> tuple[nn.Module, SignalReader]:
+        """Return the attention module that feeds the projector, and how to read it in layout order."""
+
+    @abstractmethod
+    def token_former(self, model: PreTrainedModel) -> nn.Module:
+        """Return the part that turns patch features into visual tokens: projector or merger."""
+
+    @abstractmethod
+    def tower_parameters(self, model: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
+        """Return the tower's named parameters without the part that forms the tokens."""
+
+    @abstractmethod
+    def patch_features(self, model: PreTrainedModel, pixels: Mapping[str, Tensor]) -> Tensor:
+        """Return the patches of every visual token before it is formed, [N, 4, d]."""
+
+    @abstractmethod
+    def form_tokens(self, model: PreTrainedModel, patches: Tensor) -> Tensor:
+        """Turn patch features [N, 4, d] into visual tokens [N, width], as the model does."""

@@ -1,0 +1,115 @@
+"""LLaVA-OneVision: SigLIP frames pooled 2 x 2, one newline after the video, plain positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sharp_demo.backbones.family import Family, Grid
+from sharp_demo.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from sharp_demo.backbones.family import SignalReader
+
+
+class LlavaOnevision(Family):
+    """LLaVA-OneVision with a Qwen2 decoder."""
+
+    name = "llava-onevision"
+    title = "LLaVA-OneVision"
+    model_type = "llava_onevision"
+    model_class = "LlavaOnevisionForConditionalGeneration"
+    video_processor = "LlavaOnevisionVideoProcessor"
+    newlines = 1
+    merge_similarity = 0.6
+    merge_queries = 1
+
+    def frames_per_token(self, config: Any) -> int:
+        return 1
+
+    def shape(self, config: Any, placeholders: int, grid: Grid | None) -> tuple[int, int, int]:
+        side = pooled_side(config)
+        frames, rest = divmod(placeholders - self.newlines, side * side)
+        if rest or frames < 1:
+            raise ModelError(
+                f"the prompt has {placeholders} video placeholders, which is not one video: a frame takes "
+                f"{side * side} and the video ends with one newline placeholder"
+            )
+        return frames, side, side
+
+    def placeholders(self, config: Any, frames: int, grid: Grid | None = None) -> int:
+        return frames * pooled_side(config) ** 2 + self.newlines
+
+    def encode(self, model: PreTrainedModel, pixels: Mapping[str, Tensor], chunk_frames: int) -> tuple[Tensor, int]:
+        import torch
+
+        values = pixels["pixel_values_videos"].to(model.device, model.dtype)
+        frames = values.shape[1]
+        step = max(1, chunk_frames)
+        parts = [
+            model.get_video_features(
+                pixel_values_videos=values[:, start : start + step], return_dict=True
+            ).pooler_output[0]
+            for start in range(0, frames, step)
+        ]
+        newline = parts[0][-self.newlines :]
+        return torch.cat([part[: -self.newlines] for part in parts] + [newline]), frames
+
+    def pooled(self, features: Tensor) -> Tensor:
+        return features[None]
+
+    def tower(self, model: PreTrainedModel) -> nn.Module:
+        return model.model.vision_tower
+
+    def signals_refusal(self, config: Any) -> str | None:
+        if isinstance(config.vision_feature_layer, int) and config.vision_feature_select_strategy == "full":
+            return None
+        return (
+            "This checkpoint joins several vision layers or drops a class token; vision-tower attention is read from "
+            "one layer without a class token."
+        )
+
+    def signal_source(self, model: PreTrainedModel) -> tuple[nn.Module, SignalReader]:
+        layer = model.config.vision_feature_layer
+        layers = model.model.vision_tower.encoder.layers
+        # hidden_states[0] is what enters layer 0, so the output of layer i is hidden_states[i + 1].
+        return layers[layer if layer < 0 else layer - 1].self_attn, _read
+
+    def token_former(self, model: PreTrainedModel) -> nn.Module:
+        return model.model.multi_modal_projector
+
+    def tower_parameters(self, model: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
+        named = model.model.vision_tower.named_parameters()
+        return [(name, p) for name, p in named if "post_layernorm" not in name]  # the projector reads before it
+
+    def patch_features(self, model: PreTrainedModel, pixels: Mapping[str, Tensor]) -> Tensor:
+        seen = model.model.vision_tower(pixels["pixel_values_videos"][0], output_hidden_states=True, return_dict=True)
+        half = pooled_side(model.config)
+        hidden = seen.hidden_states[model.config.vision_feature_layer]
+        grid = hidden.view(-1, half, 2, half, 2, hidden.shape[-1])
+        return grid.transpose(2, 3).reshape(-1, 4, hidden.shape[-1])
+
+    def form_tokens(self, model: PreTrainedModel, patches: Tensor) -> Tensor:
+        return model.model.multi_modal_projector(patches).mean(1)
+
+
+def pooled_side(config: Any) -> int:
+    """Return the tokens along one side of a frame: the patch grid after 2x2 pooling, rounded up."""
+    return math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
+
+
+def _read(model: Any, attention: Any, hidden: Tensor, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    import torch
+
+    from sharp_demo.backbones.signals import attention_received
+
+    shape = (*hidden.shape[:-1], attention.num_heads, attention.head_dim)
+    queries, keys = (proj(hidden).view(shape).transpose(1, 2) for proj in (attention.q_proj, attention.k_proj))
+    received = torch.stack([attention_received(q, k, attention.scale) for q, k in zip(queries, keys, strict=True)])
+    both = torch.cat((received[..., None], keys.float().mean(1)), -1)
+    pooled = model.model.apply_pooling(both).flatten(0, 1)
+    return pooled[:, 0], pooled[:, 1:]
