@@ -20,8 +20,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from lab.world.records import Question
+from sharp_demo.backbones.families import family_of, visual_layout
 from sharp_demo.backbones.features import VideoFeatures, black_video, encode_video
-from sharp_demo.backbones.layout import VisualLayout, visual_layout
+from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.backbones.signals import signals_refusal
 from sharp_demo.engine.generation import end_tokens, suppress_placeholders
@@ -105,11 +106,12 @@ class Asked:
         backbone, prompt = film.backbone, film.prompt(question)
         self.film, self.model = film, backbone.model
         self.tokenizer, self.decode = backbone.processor.tokenizer, backbone.processor.decode
-        self.lm = self.model.model.language_model
+        family = family_of(self.model.config)
+        self.lm = family.text_model(self.model)
         self.layout = visual_layout(self.model.config, prompt["input_ids"], prompt.get("video_grid_thw"))
         ids = prompt["input_ids"].to(self.model.device)
         hidden = self.lm.embed_tokens(ids)
-        hidden[ids == self.model.config.video_token_id] = film.features.features.to(hidden)
+        hidden[ids == family.visual_token_id(self.model.config)] = film.features.features.to(hidden)
         positions = prompt.get("position_ids")
         # Of M-RoPE's four rows the last three rotate.
         rows = torch.arange(ids.shape[1])[None] if positions is None else positions[-3:]

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from lab.speed.content import Content, clip_like
-from sharp_demo.backbones.families import Family, family_of, family_of_type
+from sharp_demo.backbones.families import Family, family_of, family_of_type, visual_layout
 from sharp_demo.backbones.features import VideoFeatures, model_inputs
-from sharp_demo.backbones.layout import VisualLayout, visual_layout
+from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.load import Placement, choose_placement, load
 from sharp_demo.backbones.processor import TOKENS_PER_FRAME, Processor, VideoPreprocessor
 from sharp_demo.backbones.published import published

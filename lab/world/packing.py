@@ -16,7 +16,7 @@ from lab.world.questions import all_questions
 from lab.world.records import GRID, INTERVALS, Question
 from lab.world.scene import Scene, scene_bounds, scene_lengths
 from lab.world.vision import CELLS, labels, per_interval
-from sharp_demo.backbones.layout import visual_layout
+from sharp_demo.backbones.families import family_of, visual_layout
 from sharp_demo.backbones.processor import Processor
 
 SLOTS = INTERVALS * CELLS
@@ -49,7 +49,7 @@ class Prompts:
         start, self.slots = int(layout.index[0]), len(layout)
         ids = inputs["input_ids"][0]
         self.prefix: list[int] = ids[:start].tolist()
-        self.newlines = int((ids == self.config.video_token_id).sum()) - self.slots
+        self.newlines = family_of(self.config).newlines
         self.after = start + self.slots + self.newlines
         positions = inputs["position_ids"][1:, 0] if "position_ids" in inputs else torch.arange(len(ids))[None]
         self.context_positions = positions[:, : self.after].numpy()  # [axes, prefix + slots + newlines]

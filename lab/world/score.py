@@ -15,6 +15,7 @@ from lab.world.generate import clip_questions, clip_scenes
 from lab.world.packing import SLOTS, Batch, Prompts, Sample, pack
 from lab.world.records import INTERVALS, Question, Split
 from lab.world.vision import interval_frames, patch_features, per_interval, visual_tokens
+from sharp_demo.backbones.families import family_of
 from sharp_demo.backbones.processor import Processor
 
 BLIND_LAYERS = 2
@@ -27,7 +28,7 @@ def hidden_states(model: Any, batch: Batch, patches: Tensor, blind: str = "") ->
     "question" (all but the last prompt token, in every layer), "shallow" (all text, in layers 0 and 1) or "" (no).
     Without it the result equals the model's own forward on each question alone.
     """
-    text = model.model.language_model
+    text = family_of(model.config).text_model(model)
     embeds = text.embed_tokens(batch.ids)
     embeds = embeds.masked_scatter(batch.visual[..., None], visual_tokens(model, patches).to(embeds.dtype))
     if hasattr(model.model, "image_newline"):

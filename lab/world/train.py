@@ -41,7 +41,7 @@ from lab.world.vision import (
     tower_parameters,
     visual_tokens,
 )
-from sharp_demo.backbones.families import family_of_type
+from sharp_demo.backbones.families import family_of, family_of_type
 from sharp_demo.backbones.processor import Processor
 from sharp_demo.backbones.tiny import write_checkpoint
 
@@ -247,7 +247,7 @@ def _pool(run: Training) -> Pool:
 def _train_language(run: Training, pool: Pool, state: dict[str, Any], stop_after: int | None) -> bool:
     """Train through the stages; False when it left early."""
     model, recipe = run.model, run.recipe
-    text = model.model.language_model
+    text = family_of(model.config).text_model(model)
     for _, parameter in tower_parameters(model):
         parameter.requires_grad_(False)
     matrices = [p for part in (text.layers, token_former(model)) for p in part.parameters() if p.ndim == 2]

@@ -7,7 +7,6 @@ projector (LLaVA-OneVision) or the merger (Qwen2-VL) turns into that token.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,35 +54,22 @@ def patch_features(model: Any, video: VideoPreprocessor, frames: np.ndarray) -> 
     pixels = {
         key: value.to(device) for key, value in video.pixels(frames.reshape(n * count, *frames.shape[2:])).items()
     }
-    values = pixels["pixel_values_videos"]
-    if "video_grid_thw" in pixels:
-        seen = model.model.visual(values, pixels["video_grid_thw"]).last_hidden_state
-        return seen.view(n, -1, 4, seen.shape[-1])
-    seen = model.model.vision_tower(values[0], output_hidden_states=True, return_dict=True)
-    patches = seen.hidden_states[model.config.vision_feature_layer]
-    side = math.isqrt(patches.shape[1]) // 2
-    return patches.view(n, side, 2, side, 2, -1).transpose(2, 3).reshape(n, side * side, 4, -1)
+    return family_of(model.config).patch_features(model, pixels).unflatten(0, (n, -1))
 
 
 def visual_tokens(model: Any, patches: Tensor) -> Tensor:
     """Patch features [n, 4, d] to visual tokens [n, width], as the model itself forms them."""
-    if hasattr(model.model, "visual"):
-        return model.model.visual.merger(patches)
-    return model.model.multi_modal_projector(patches).mean(1)
+    return family_of(model.config).form_tokens(model, patches)
 
 
 def token_former(model: Any) -> nn.Module:
     """The part of the vision side that is trained with the language model."""
-    return model.model.visual.merger if hasattr(model.model, "visual") else model.model.multi_modal_projector
+    return family_of(model.config).token_former(model)
 
 
 def tower_parameters(model: Any) -> list[tuple[str, nn.Parameter]]:
     """Parameters of the tower without the part that forms the tokens."""
-    if hasattr(model.model, "visual"):
-        named = model.model.visual.named_parameters()
-        return [(name, p) for name, p in named if not name.startswith("merger")]
-    named = model.model.vision_tower.named_parameters()
-    return [(name, p) for name, p in named if "post_layernorm" not in name]  # the projector reads before it
+    return family_of(model.config).tower_parameters(model)
 
 
 def labels(scene: Scene, interval: int) -> np.ndarray:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sharp_demo.backbones.family import Family
 from sharp_demo.backbones.llava_onevision import LlavaOnevision
 from sharp_demo.backbones.qwen2_vl import Qwen2VL
 from sharp_demo.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sharp_demo.backbones.layout import VisualLayout
 
 FAMILIES: tuple[Family, ...] = (LlavaOnevision(), Qwen2VL())
 
@@ -24,3 +29,8 @@ def family_of_type(model_type: Any) -> Family:
             return family
     supported = ", ".join(family.model_type for family in FAMILIES)
     raise ModelError(f"the checkpoint's architecture {model_type!r} is not supported; supported are {supported}")
+
+
+def visual_layout(config: Any, input_ids: Tensor, video_grid_thw: Tensor | None = None) -> VisualLayout:
+    """Find the visual tokens of the one video in a prompt; see `Family.layout`."""
+    return family_of(config).layout(config, input_ids, video_grid_thw)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from sharp_demo.backbones.layout import VisualLayout
+
     # (model, attention module, its input, its keyword arguments) -> attention received [N], keys [N, head_dim]
     SignalReader = Callable[[Any, Any, Tensor, Mapping[str, Any]], tuple[Tensor, Tensor]]
 
@@ -63,6 +65,42 @@ class Family(ABC):
     @abstractmethod
     def placeholders(self, config: Any, frames: int, grid: Grid | None = None) -> int:
         """Return the number of placeholder ids, newlines included, that `frames` sampled frames need."""
+
+    def layout(self, config: Any, input_ids: Tensor, video_grid_thw: Tensor | None = None) -> VisualLayout:
+        """Find the visual tokens of the one video in a prompt.
+
+        Parameters
+        ----------
+        config : `model.config` of a supported family.
+        input_ids : LongTensor [n] or [1, n], with placeholders expanded.
+        video_grid_thw : LongTensor [1, 3], patches in time, height and width; not needed by every family.
+
+        Raises
+        ------
+        ModelError : no video, more than one, placeholders that do not match the grid, or image placeholders.
+
+        The last `newlines` placeholders are text and no part of the layout.
+        """
+        from sharp_demo.backbones.layout import VisualLayout
+
+        if input_ids.ndim == 2 and input_ids.shape[0] != 1:
+            raise ModelError(f"the batch has {input_ids.shape[0]} prompts; one prompt at a time is supported")
+        ids = input_ids.reshape(-1)
+        if bool((ids == config.image_token_id).any()):
+            raise ModelError("the prompt holds image placeholders; only a single video is supported")
+        found = (ids == self.visual_token_id(config)).nonzero().reshape(-1)
+        if not found.numel():
+            raise ModelError("the prompt holds no video")
+        grid = None if video_grid_thw is None else video_grid_thw.reshape(-1, 3).tolist()
+        index, (frames, rows, cols) = self.place(config, found, grid)
+        return VisualLayout(
+            index=index,
+            frames=frames,
+            rows=rows,
+            cols=cols,
+            frames_per_token=self.frames_per_token(config),
+            length=ids.numel(),
+        )
 
     def place(self, config: Any, found: Tensor, grid: Grid | None) -> tuple[Tensor, tuple[int, int, int]]:
         """Return the ascending prompt rows of the visual tokens, [N], and (frames, rows, cols).

@@ -105,7 +105,7 @@ def pooled_side(config: Any) -> int:
 def _read(model: Any, attention: Any, hidden: Tensor, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     import torch
 
-    from sharp_demo.backbones.signals import attention_received
+    from sharp_demo.backbones.received import attention_received
 
     shape = (*hidden.shape[:-1], attention.num_heads, attention.head_dim)
     queries, keys = (proj(hidden).view(shape).transpose(1, 2) for proj in (attention.q_proj, attention.k_proj))

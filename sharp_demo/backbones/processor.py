@@ -19,9 +19,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from sharp_demo.backbones.families import FAMILIES, Family, family_of, family_of_type
+from sharp_demo.backbones.families import FAMILIES, Family, family_of, family_of_type, visual_layout
 from sharp_demo.backbones.files import one_line, read_json
-from sharp_demo.backbones.layout import visual_layout
 from sharp_demo.errors import ModelError, QuestionError
 
 TOKENS_PER_FRAME = (

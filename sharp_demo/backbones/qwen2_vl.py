@@ -77,9 +77,7 @@ class Qwen2VL(Family):
         """
         import torch
 
-        from sharp_demo.backbones.layout import visual_layout
-
-        layout = visual_layout(config, input_ids, grid)
+        layout = self.layout(config, input_ids, grid)
         start, visual, length = int(layout.index[0]), len(layout), layout.length
         device = layout.index.device
         video = torch.stack((layout.frame, layout.row, layout.col)) + start
@@ -94,7 +92,7 @@ class Qwen2VL(Family):
 
         `generate` runs the vision tower itself and keeps the grid from the language model; the positions still hold
         it. Positions that are not multimodal give a grid that does not match the placeholders, which
-        `visual_layout` refuses.
+        `layout` refuses.
         """
         import torch
 
@@ -153,7 +151,7 @@ def _read(model: Any, attention: Any, hidden: Tensor, kwargs: Mapping[str, Any])
     import torch
     from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
-    from sharp_demo.backbones.signals import attention_received
+    from sharp_demo.backbones.received import attention_received
 
     heads, n = attention.num_heads, hidden.shape[0]
     queries, keys, _ = attention.qkv(hidden).view(n, 3, heads, -1).unbind(1)

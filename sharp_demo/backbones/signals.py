@@ -89,14 +89,3 @@ def tapped(model: Any) -> Iterator[VisionTap]:
 def signals_refusal(model: Any) -> str | None:
     """Why this checkpoint's tower cannot be read, or None."""
     return family_of(model.config).signals_refusal(model.config)
-
-
-def attention_received(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
-    """Attention each of n tokens receives, [n] fp32: mean over heads and queries of softmax(q k^T scaling).
-
-    queries, keys : [heads, n, head_dim] of one frame. A head at a time, so that one n x n matrix exists at once.
-    """
-    total = torch.zeros(keys.shape[1], device=keys.device)
-    for q, k in zip(queries.float(), keys.float(), strict=True):
-        total += (q @ k.T * scaling).softmax(-1).mean(0)
-    return total / len(queries)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from sharp_demo import strings
+from sharp_demo.backbones.families import visual_layout
 from sharp_demo.backbones.features import VideoFeatures, encode_video
-from sharp_demo.backbones.layout import VisualLayout, visual_layout
+from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.backbones.signals import signals_refusal
 from sharp_demo.cost import ModelShape

@@ -21,8 +21,8 @@ from transformers.generation.configuration_utils import GenerationConfig, Genera
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from sharp_demo.backbones.compat import cache_in, cache_name, text_output, with_cache
-from sharp_demo.backbones.families import FAMILIES, family_of
-from sharp_demo.backbones.layout import VisualLayout, visual_layout
+from sharp_demo.backbones.families import FAMILIES, family_of, visual_layout
+from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.signals import VisionSignals, VisionTap, tapped
 from sharp_demo.errors import ModelError, UnsupportedError
 from sharp_demo.pruning.layers import CacheNote, FirstLayerPruned, LayerPass, RenumberedPass, replaced, run_layers

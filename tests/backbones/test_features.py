@@ -5,8 +5,8 @@ import pytest
 import torch
 from frames import golden_frames
 
+from sharp_demo.backbones.families import visual_layout
 from sharp_demo.backbones.features import black_features, encode_video, model_inputs
-from sharp_demo.backbones.layout import visual_layout
 from sharp_demo.backbones.load import Backbone
 
 

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sharp_demo.backbones.layout import VisualLayout, visual_layout
+from sharp_demo.backbones.families import visual_layout
+from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.errors import ModelError
 

@@ -14,8 +14,7 @@ from frames import golden_frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharp_demo.backbones.families import family_of
-from sharp_demo.backbones.layout import visual_layout
+from sharp_demo.backbones.families import family_of, visual_layout
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.backbones.processor import Processor, VideoPreprocessor, clean_question
 from sharp_demo.errors import ModelError, QuestionError

@@ -11,9 +11,8 @@ import torch
 import transformers
 from frames import golden_frames
 
-from sharp_demo.backbones.families import FAMILIES, family_of
+from sharp_demo.backbones.families import FAMILIES, family_of, visual_layout
 from sharp_demo.backbones.features import encode_video, model_inputs
-from sharp_demo.backbones.layout import visual_layout
 from sharp_demo.backbones.load import load
 from sharp_demo.backbones.processor import VideoPreprocessor
 from sharp_demo.backbones.published import PUBLISHED, published

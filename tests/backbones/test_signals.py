@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sharp_demo.backbones.features import encode_video, model_inputs
 from sharp_demo.backbones.load import Backbone, load
-from sharp_demo.backbones.signals import VisionSignals, attention_received, signals_refusal, tapped
+from sharp_demo.backbones.received import attention_received
+from sharp_demo.backbones.signals import VisionSignals, signals_refusal, tapped
 from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning.method import SingleStage
 from sharp_demo.pruning.outcome import Selection

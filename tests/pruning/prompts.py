@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from sharp_demo.backbones.compat import with_cache
+from sharp_demo.backbones.families import visual_layout
 from sharp_demo.backbones.features import encode_video, model_inputs
-from sharp_demo.backbones.layout import VisualLayout, visual_layout
+from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.engine.generation import decode_step, prefill, suppress_placeholders
 from sharp_demo.pruning.registry import method_class
