@@ -57,34 +57,30 @@ __all__ = [
 ]
 
 _HOMES = {
-    "backbones.load": ("Backbone", "load"),
-    "engine.generation": ("answer",),
-    "pruning.evs": ("EVS",),
-    "pruning.fastv": ("FastV",),
-    "pruning.feather": ("Feather",),
-    "pruning.floors": ("Latest", "Random", "Uniform"),
-    "pruning.framefusion": ("FrameFusion",),
-    "pruning.holitom": ("HoliTom",),
-    "pruning.pdrop": ("PDrop",),
-    "pruning.registry": ("methods",),
-    "pruning.sharp": ("ShaRP",),
-    "pruning.sharpv": ("SharpV",),
-    "pruning.vanilla": ("Vanilla",),
-    "pruning.visionzip": ("VisionZip",),
-    "pruning.with_sharp": ("HoliTomShaRP", "VisionZipShaRP"),
-    "settings": ("Settings",),
-    "video": ("Clip", "decode"),
+    "Backbone": "backbones.load",
+    "Clip": "video",
+    "Settings": "settings",
+    "answer": "engine.generation",
+    "decode": "video",
+    "load": "backbones.load",
+    "methods": "pruning.registry",
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def _classes() -> dict[str, Any]:
+    """Return the registered methods by the names of their classes; a new one needs no line here to be found."""
+    from sharp_demo.pruning.registry import METHODS
+
+    return {method.__name__: method for method in METHODS}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if not name.startswith("_") and name in (classes := _classes()):
+        return classes[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOMES, *_classes()})

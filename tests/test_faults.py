@@ -186,9 +186,9 @@ def test_a_lost_device_fails_what_is_left_and_every_later_request(engine, reques
     events = list(engine.stream(request_for))
     assert list(results(events)) == ["vanilla", "fastv"]
     assert failures(events) == {"feather": "device_lost", "sharp": "device_lost"}
-    assert "start anew" in engine.condition.lost
+    assert "must restart" in engine.condition.lost
     for call in (lambda: list(engine.stream(request_for)), lambda: engine.attention(request_for)):
-        with pytest.raises(DeviceLostError, match="start anew"):
+        with pytest.raises(DeviceLostError, match="must restart"):
             call()
 
 
@@ -245,20 +245,19 @@ def test_the_condition_follows_the_run(engine, request_for):
     [
         ("import os; os.abort()", "crashed", "crashes the decoders"),
         (f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})", "killed", "killed from outside"),
-        ("import time; time.sleep(60)", "timeout", "longer than 1 s"),
+        ("import time; time.sleep(60)", "timeout", "longer than 4 s"),
     ],
 )
 def test_a_decoder_that_crashes_hangs_or_is_killed(
     code, kind, message, cpu_settings, tiny_llava_folder, request_for, monkeypatch
 ):
-    quick = cpu_settings.model_copy(update={"model": str(tiny_llava_folder), "decode_timeout_s": 1.0})
+    quick = cpu_settings.model_copy(update={"model": str(tiny_llava_folder), "decode_timeout_s": 4.0})
     engine = Engine(quick)
     with monkeypatch.context() as patch:
         patch.setattr(sandbox, "command", lambda stage: [sys.executable, "-c", code])
         with pytest.raises(VideoError, match=message) as refused:
             list(engine.stream(request_for))
     assert refused.value.kind == kind
-    engine.settings = cpu_settings.model_copy(update={"model": str(tiny_llava_folder)})
     assert len(results(engine.stream(request_for))) == 4
 
 

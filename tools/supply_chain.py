@@ -32,6 +32,7 @@ SPDX: Mapping[str, str] = {
     "Apache License, Version 2.0": "Apache-2.0",
     "Apache Software License": "Apache-2.0",
     "BSD License": "BSD",
+    "BSD 2-Clause License": "BSD-2-Clause",
     "BSD 3-Clause License": "BSD-3-Clause",
     "MIT License": "MIT",
     "GPL-3.0": "GPL-3.0-only",

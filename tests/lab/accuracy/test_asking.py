@@ -20,7 +20,6 @@ from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.registry import list_methods
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.pruning.vanilla import Vanilla
-from tests.pruning.prompts import lowest
 
 TOKENS = 6
 
@@ -51,7 +50,7 @@ def test_equals_the_plain_run(backbone: Backbone, clip: SyntheticClip, film: Fil
     question = clip.questions[0]
     asked = Asked(film, question.text)
     knowledge = Subject(clip, question, things_in(clip)).knowledge(chosen, asked.layout)
-    least = lowest(chosen.method, asked.layout, len(asked.lm.layers))
+    least = chosen.build(1.0).least_retention(len(asked.lm.layers), asked.layout.frames)
     for retention in (0.3, 0.05):
         method = replace(chosen.build(max(retention, least)), **knowledge)
         logits, _, run = asked.prefill(method)

@@ -26,7 +26,7 @@ from sharp_demo.backbones.published import published
 from sharp_demo.cli import main
 from sharp_demo.cost import exact_tflops, kv_bytes
 from sharp_demo.errors import InputError, MethodError
-from sharp_demo.pruning import method as method_module
+from sharp_demo.pruning import attach as method_module
 from sharp_demo.pruning.registry import list_methods
 from sharp_demo.pruning.sharp.segments import frame_means, segment_frames
 from sharp_demo.settings import Settings
