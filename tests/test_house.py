@@ -52,3 +52,15 @@ def test_only_the_settings_read_the_environment() -> None:
         if re.search(r"\bos\.(environ(?!\[[^]]+\] =)|getenv)", file.read_text("utf-8"))
     }
     assert readers == {"sharp_demo/settings.py"}
+
+
+def test_only_backbones_look_inside_a_family() -> None:
+    """Pruning, engine and cost ask the family's interface; no branch depends on the shape of a model."""
+    asks = re.compile(r'hasattr\([^)]*"visual"\)|\.(model\.visual|mrope|vision_tower|language_model|needs_grid)\b')
+    found = {
+        file.relative_to(ROOT).as_posix()
+        for folder in ("sharp_demo", "lab")
+        for file in (ROOT / folder).rglob("*.py")
+        if file.parent.name != "backbones" and asks.search(file.read_text("utf-8"))
+    }
+    assert found == set()

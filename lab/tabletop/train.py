@@ -31,7 +31,7 @@ from lab.world.recipe import Stage
 from lab.world.score import hidden_states, tables
 from lab.world.train import Optimizers, Training, falling_rate, rounded, stage_rate, versions
 from lab.world.vision import NOISE, patch_features, token_former, tower_parameters, visual_tokens
-from sharp_demo.backbones.families import family_of_type
+from sharp_demo.backbones.families import family_of, family_of_type
 from sharp_demo.backbones.processor import Processor
 from sharp_demo.backbones.tiny import write_checkpoint
 from sharp_demo.errors import InputError
@@ -185,7 +185,7 @@ def _train_tokens(run: Training[Recipe], shown: Footage, features: torch.Tensor)
 def _train_language(run: Training[Recipe], pool: Pool, state: dict[str, Any], stop_after: int | None) -> bool:
     """Train through the stages; False when it left early."""
     model, recipe = run.model, run.recipe
-    text = model.model.language_model
+    text = family_of(model.config).text_model(model)
     for _, parameter in tower_parameters(model):
         parameter.requires_grad_(False)
     matrices = [p for part in (text.layers, token_former(model)) for p in part.parameters() if p.ndim == 2]
