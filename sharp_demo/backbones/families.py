@@ -31,6 +31,14 @@ def family_of_type(model_type: Any) -> Family:
     raise ModelError(f"the checkpoint's architecture {model_type!r} is not supported; supported are {supported}")
 
 
+def family_named(name: str) -> Family:
+    """Return the family with this name; `ModelError` lists the names."""
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise ModelError(f"unknown family {name!r}; known are {', '.join(family.name for family in FAMILIES)}")
+
+
 def visual_layout(config: Any, input_ids: Tensor, video_grid_thw: Tensor | None = None) -> VisualLayout:
     """Find the visual tokens of the one video in a prompt; see `Family.layout`."""
     return family_of(config).layout(config, input_ids, video_grid_thw)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sharp_demo.errors import ModelError
@@ -20,6 +21,27 @@ if TYPE_CHECKING:
 Grid = Sequence[Sequence[int]]  # video_grid_thw: one [t, h, w] in patches per video
 
 
+@dataclass(frozen=True)
+class TinyShape:
+    """Widths and depths of a small model; `cells` bounds the merged tokens of a Qwen2-VL frame."""
+
+    width: int = 64
+    mlp: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    vision_width: int = 32
+    vision_mlp: int = 64
+    vision_layers: int = 2
+    vision_heads: int = 2
+    image_size: int = 40
+    patch_size: int = 8
+    cells: int = 12
+    merges: int = 64
+    tied: bool = True
+    initializer_range: float = 0.15
+
+
 class Family(ABC):
     """One model family: a subclass in a module of its own holds all that is known of it.
 
@@ -32,6 +54,7 @@ class Family(ABC):
     newlines : the last placeholders, which carry the video's token id but are text.
     renumbers : positions may be renumbered once tokens are gone.
     merge_similarity, merge_queries : FrameFusion's threshold, and the last text queries that it scores by.
+    chat_template, special_tokens : of small checkpoints.
     """
 
     name: ClassVar[str]
@@ -43,6 +66,8 @@ class Family(ABC):
     renumbers: ClassVar[bool] = True
     merge_similarity: ClassVar[float]
     merge_queries: ClassVar[int]
+    chat_template: ClassVar[str]
+    special_tokens: ClassVar[tuple[str, ...]]
 
     # --- the prompt
 
@@ -157,10 +182,6 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def pooled(self, features: Tensor) -> Any:
-        """Return features [n, d] as the model's own `get_video_features` holds them in `pooler_output`."""
-
-    @abstractmethod
     def tower(self, model: PreTrainedModel) -> nn.Module:
         """Return the vision tower."""
 
@@ -187,3 +208,36 @@ class Family(ABC):
     @abstractmethod
     def form_tokens(self, model: PreTrainedModel, patches: Tensor) -> Tensor:
         """Turn patch features [N, 4, d] into visual tokens [N, width], as the model does."""
+
+    # --- small checkpoints
+
+    @abstractmethod
+    def tiny_config(self, shape: TinyShape, ids: Mapping[str, int], vocab_size: int) -> dict[str, Any]:
+        """Return config.json of a small checkpoint."""
+
+    @abstractmethod
+    def tiny_preprocessor(self, shape: TinyShape) -> dict[str, Any]:
+        """Return preprocessor_config.json of a small checkpoint."""
+
+    @abstractmethod
+    def tiny_processor(self, shape: TinyShape) -> dict[str, Any]:
+        """Return processor_config.json of a small checkpoint."""
+
+
+def tiny_text_config(shape: TinyShape, vocab_size: int, ids: Mapping[str, int]) -> dict[str, Any]:
+    """Return the decoder part of a small config.json."""
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.mlp,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1_000_000.0,
+        "rms_norm_eps": 1e-6,
+        "initializer_range": shape.initializer_range,
+        "tie_word_embeddings": shape.tied,
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+    }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sharp_demo.backbones.family import Family, Grid
+from sharp_demo.backbones.family import Family, Grid, TinyShape, tiny_text_config
 from sharp_demo.errors import ModelError
 
 if TYPE_CHECKING:
@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from sharp_demo.backbones.family import SignalReader
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }} "
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'video' %}<video>{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ '\\n' + part['text'] }}{% endfor %}"
+    "<|im_end|>{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 
 class LlavaOnevision(Family):
@@ -27,6 +36,8 @@ class LlavaOnevision(Family):
     newlines = 1
     merge_similarity = 0.6
     merge_queries = 1
+    chat_template = CHAT_TEMPLATE
+    special_tokens = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 
     def frames_per_token(self, config: Any) -> int:
         return 1
@@ -58,9 +69,6 @@ class LlavaOnevision(Family):
         ]
         newline = parts[0][-self.newlines :]
         return torch.cat([part[: -self.newlines] for part in parts] + [newline]), frames
-
-    def pooled(self, features: Tensor) -> Tensor:
-        return features[None]
 
     def tower(self, model: PreTrainedModel) -> nn.Module:
         return model.model.vision_tower
@@ -95,6 +103,54 @@ class LlavaOnevision(Family):
 
     def form_tokens(self, model: PreTrainedModel, patches: Tensor) -> Tensor:
         return model.model.multi_modal_projector(patches).mean(1)
+
+    def tiny_config(self, shape: TinyShape, ids: Mapping[str, int], vocab_size: int) -> dict[str, Any]:
+        return {
+            "architectures": ["LlavaOnevisionForConditionalGeneration"],
+            "model_type": "llava_onevision",
+            "image_token_index": ids["<image>"],
+            "video_token_index": ids["<video>"],
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+            "image_grid_pinpoints": [[shape.image_size, shape.image_size]],
+            "tie_word_embeddings": shape.tied,
+            "text_config": {"model_type": "qwen2", **tiny_text_config(shape, vocab_size, ids)},
+            "vision_config": {
+                "model_type": "siglip_vision_model",
+                "hidden_size": shape.vision_width,
+                "intermediate_size": shape.vision_mlp,
+                "num_hidden_layers": shape.vision_layers,
+                "num_attention_heads": shape.vision_heads,
+                "image_size": shape.image_size,
+                "patch_size": shape.patch_size,
+                "vision_use_head": False,
+            },
+        }
+
+    def tiny_preprocessor(self, shape: TinyShape) -> dict[str, Any]:
+        return {
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_processor_type": "LlavaOnevisionImageProcessor",
+            "processor_class": "LlavaOnevisionProcessor",
+            "image_grid_pinpoints": [[shape.image_size, shape.image_size]],
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "resample": 3,
+            "rescale_factor": 0.00392156862745098,
+            "size": {"height": shape.image_size, "width": shape.image_size},
+        }
+
+    def tiny_processor(self, shape: TinyShape) -> dict[str, Any]:
+        return {
+            "image_token": "<image>",
+            "num_image_tokens": (shape.image_size // shape.patch_size) ** 2,
+            "processor_class": "LlavaOnevisionProcessor",
+            "video_token": "<video>",
+            "vision_feature_select_strategy": "full",
+        }
 
 
 def pooled_side(config: Any) -> int:

@@ -21,14 +21,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from sharp_demo.backbones.families import FAMILIES, Family, family_of, family_of_type, visual_layout
 from sharp_demo.backbones.files import one_line, read_json
+from sharp_demo.backbones.qwen2_vl import CLIP_MEAN, CLIP_STD
 from sharp_demo.errors import ModelError, QuestionError
 
 TOKENS_PER_FRAME = (
     180  # Qwen2-VL: merged tokens per temporal patch, the setting of ShaRP Table 2 (16 x 180 for 32 frames)
 )
 BICUBIC = 3
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 INVISIBLE = "\u200b\u2060\ufeff\u200e\u200f\u061c"  # zero-width space and joiner, byte-order mark, direction marks
 
 # What transformers 5.23's video processor classes assume for keys a checkpoint's file does not have.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sharp_demo.backbones.family import Family, Grid
+from sharp_demo.backbones.family import Family, Grid, TinyShape, tiny_text_config
 from sharp_demo.errors import ModelError
 
 if TYPE_CHECKING:
@@ -15,6 +15,22 @@ if TYPE_CHECKING:
     from sharp_demo.backbones.family import SignalReader
 
 VIDEO_TYPE = 2  # mm_token_type_ids: 0 text, 1 image, 2 video
+
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 
 class Qwen2VL(Family):
@@ -28,6 +44,12 @@ class Qwen2VL(Family):
     renumbers = False
     merge_similarity = 0.5
     merge_queries = 4
+    chat_template = CHAT_TEMPLATE
+    special_tokens = (
+        *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
+        *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>"),
+        *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+    )
 
     def frames_per_token(self, config: Any) -> int:
         return int(config.vision_config.temporal_patch_size)
@@ -123,9 +145,6 @@ class Qwen2VL(Family):
             parts.append(seen.pooler_output[0])
         return torch.cat(parts), frames
 
-    def pooled(self, features: Tensor) -> tuple[Tensor]:
-        return (features,)
-
     def tower(self, model: PreTrainedModel) -> nn.Module:
         return model.model.visual
 
@@ -145,6 +164,49 @@ class Qwen2VL(Family):
 
     def form_tokens(self, model: PreTrainedModel, patches: Tensor) -> Tensor:
         return model.model.visual.merger(patches)
+
+    def tiny_config(self, shape: TinyShape, ids: Mapping[str, int], vocab_size: int) -> dict[str, Any]:
+        half = shape.width // shape.heads // 2
+        spatial = 3 * half // 8  # the published split, 16 : 24 : 24
+        return {
+            "architectures": ["Qwen2VLForConditionalGeneration"],
+            "model_type": "qwen2_vl",
+            "image_token_id": ids["<|image_pad|>"],
+            "video_token_id": ids["<|video_pad|>"],
+            "vision_start_token_id": ids["<|vision_start|>"],
+            "vision_end_token_id": ids["<|vision_end|>"],
+            "rope_scaling": {"type": "mrope", "mrope_section": [half - 2 * spatial, spatial, spatial]},
+            **tiny_text_config(shape, vocab_size, ids),
+            "vision_config": {
+                "model_type": "qwen2_vl",
+                "depth": shape.vision_layers,
+                "embed_dim": shape.vision_width,
+                "hidden_size": shape.width,
+                "num_heads": shape.vision_heads,
+                "mlp_ratio": shape.vision_mlp // shape.vision_width,
+                "patch_size": shape.patch_size,
+                "spatial_merge_size": 2,
+                "temporal_patch_size": 2,
+                "initializer_range": shape.initializer_range,
+            },
+        }
+
+    def tiny_preprocessor(self, shape: TinyShape) -> dict[str, Any]:
+        cell = (2 * shape.patch_size) ** 2
+        return {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen2VLProcessor",
+            "image_mean": list(CLIP_MEAN),
+            "image_std": list(CLIP_STD),
+            "min_pixels": shape.cells // 2 * cell,
+            "max_pixels": shape.cells * cell,
+            "patch_size": shape.patch_size,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+        }
+
+    def tiny_processor(self, shape: TinyShape) -> dict[str, Any]:
+        return {"processor_class": "Qwen2VLProcessor"}
 
 
 def _read(model: Any, attention: Any, hidden: Tensor, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,12 @@ import torch
 import transformers
 from frames import golden_frames
 
-from sharp_demo.backbones.families import FAMILIES, family_of, visual_layout
+from sharp_demo.backbones.families import FAMILIES, family_named, family_of, visual_layout
 from sharp_demo.backbones.features import encode_video, model_inputs
 from sharp_demo.backbones.load import load
 from sharp_demo.backbones.processor import VideoPreprocessor
 from sharp_demo.backbones.published import PUBLISHED, published
-from sharp_demo.backbones.tiny import TEMPLATES, TinyShape, write_checkpoint
+from sharp_demo.backbones.tiny import TinyShape, write_checkpoint
 from sharp_demo.errors import ModelError
 from sharp_demo.settings import HUB_MODELS, Settings
 
@@ -128,7 +128,7 @@ def test_our_template_renders_what_the_published_one_does(
             return_dict=False,
             sanitize_control_tokens=True,
         )
-        for template in (PUBLISHED_TEMPLATES[family], TEMPLATES[family])
+        for template in (PUBLISHED_TEMPLATES[family], family_named(family).chat_template)
     ]
     assert ids[0] == ids[1]
     text = {
