@@ -15,13 +15,14 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from lab.tabletop.plan import Plan, plan_clip
+from lab.tabletop.generate import clip_plans
+from lab.tabletop.plan import Plan, plan_crowd
 from lab.tabletop.studio import Studio, Take
 from lab.tabletop.truth import Truth
 from lab.world.generate import clip_seed
-from lab.world.records import Split
 
 FOLDER = Path("runs/tabletop")
+CROWDED = 4  # beside the scene's number, the seed of a crowd
 
 
 def cached_path(folder: Path, split: str, seed: int) -> Path:
@@ -58,6 +59,12 @@ def load_takes(path: Path) -> list[Take]:
     return takes
 
 
+def _plans(seed: int, split: str) -> tuple[Plan, ...]:
+    if split == "crowd":
+        return (plan_crowd(np.random.default_rng((clip_seed("train", seed), CROWDED))),)
+    return clip_plans(seed, split)  # type: ignore[arg-type]  # refuses an unknown one
+
+
 app = typer.Typer(add_completion=False)
 
 
@@ -66,7 +73,7 @@ def main(
     count: Annotated[int, typer.Option(help="clips, from number `first` on")],
     first: Annotated[int, typer.Option(help="number of the first clip")] = 0,
     every: Annotated[int, typer.Option(help="render every n-th clip, for several processes")] = 1,
-    split: Annotated[str, typer.Option(help="train, validation or heldout")] = "train",
+    split: Annotated[str, typer.Option(help="train, validation or heldout; or crowd, scenes for the tower")] = "train",
     folder: Annotated[Path, typer.Option(help="where the clips are kept")] = FOLDER,
     backend: Annotated[str, typer.Option(help="egl or osmesa")] = "egl",
 ) -> None:
@@ -76,9 +83,7 @@ def main(
         path = cached_path(folder, split, seed)
         if path.is_file():
             continue
-        chosen: Split = split  # type: ignore[assignment]  # clip_seed refuses an unknown one
-        plans: tuple[Plan, ...] = plan_clip(np.random.default_rng(clip_seed(chosen, seed)))
-        save_takes(path, [studio.shoot(plan) for plan in plans])
+        save_takes(path, [studio.shoot(plan) for plan in _plans(seed, split)])
         if seed % 20 < every:
             print(f"{seed + 1 - first} of {count} clips, {time.monotonic() - started:.0f} s", flush=True)
 

@@ -25,6 +25,7 @@ SECONDS = (0.5, 0.625, 0.75, 1.0)  # of an interval: films of 8 to 16 seconds
 FPS = 24
 SCENE_LENGTHS = (3, 4, 5, 6, 8, 10)  # intervals
 SIZE = 0.105  # half an edge or a radius, in metres
+CROWD = 24  # things in a scene for the vision tower
 EDGE = 1.5  # where what enters starts, in metres from the middle
 GRAVITY = 9.81
 
@@ -130,14 +131,32 @@ def plan_clip(rng: np.random.Generator) -> tuple[Plan, ...]:
     return tuple(plan_scene(rng, n, seconds, surface) for n, surface in zip(lengths, surfaces, strict=True))
 
 
-def _spots(rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Places on the table, no two within reach of each other; now and then one right behind another."""
+def plan_crowd(rng: np.random.Generator) -> Plan:
+    """A scene with more things in it than any clip has, for the vision tower alone."""
+    length, seconds, things = 4, 0.5, list[Thing]()
+    spots, pairs = _spots(rng, CROWD), set[tuple[str, str]]()
+    acts = ["stand"] * (CROWD * 2 // 3) + ["drop"] * (CROWD // 6) + ["slide"] * (CROWD - CROWD * 2 // 3 - CROWD // 6)
+    for act, spot in zip(acts, spots, strict=True):
+        color, shape = _look(rng, act, things, pairs)
+        pairs.add((color, shape))
+        things.append(_thing(rng, act, color, shape, spot, length, seconds))
+    surface = str(rng.choice(SURFACES))
+    return Plan(length, seconds, surface, int(rng.integers(4)), _light(rng), _camera(rng), tuple(things))
+
+
+def _spots(rng: np.random.Generator, count: int = 9) -> list[tuple[float, float]]:
+    """Places on the table, no two within reach of each other; now and then one right behind another.
+
+    Nine fit in the picture of a clip; more are spread over its edges too.
+    """
+    wide = count > 9
+    apart, (x_most, y_least, y_most) = (0.2, (1.05, -0.62, 0.85)) if wide else (0.27, (0.72, -0.5, 0.62))
     spots: list[tuple[float, float]] = []
-    while len(spots) < 9:
-        x, y = rng.uniform(-0.72, 0.72), rng.uniform(-0.5, 0.62)
+    while len(spots) < count:
+        x, y = rng.uniform(-x_most, x_most), rng.uniform(y_least, y_most)
         if spots and rng.random() < 0.12:
             x, y = spots[-1][0] + rng.uniform(-0.05, 0.05), spots[-1][1] + rng.uniform(0.28, 0.36)
-        if y < 0.7 and all((x - a) ** 2 + (y - b) ** 2 > 0.27**2 for a, b in spots):
+        if y < y_most + 0.08 and all((x - a) ** 2 + (y - b) ** 2 > apart**2 for a, b in spots):
             spots.append((float(x), float(y)))
     return spots
 

@@ -37,8 +37,9 @@ STAGES = (
 class Recipe(recipe.Recipe):
     """Everything that decides a training run, beside the seed.
 
-    `foreign_clips` of no table are pooled with the rendered ones; `tower_foreign` of their frames are in every batch of
-    the tower, and a share `foreign` of the clips that the language model meets are of them.
+    The tower is trained on `crowds`, scenes with more things in them than any clip has. `foreign_clips` of no table are
+    pooled with the rendered ones; `tower_foreign` of their frames are in every batch of the tower, and `foreign` is
+    their share of the clips that the language model meets.
     """
 
     shape: TinyShape = SHAPE
@@ -48,6 +49,7 @@ class Recipe(recipe.Recipe):
     stages: tuple[Stage, ...] = STAGES
     validation_clips: int = 60
     heldout_clips: int = 80
+    crowds: int = 300
     foreign_clips: int = 90
     tower_foreign: int = 2
     foreign: float = 0.08

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lab.tabletop import textures
-from lab.tabletop.plan import COLORS, FPS, SHAPES, SIZE, SURFACES, Plan, Thing
+from lab.tabletop.plan import COLORS, CROWD, FPS, SHAPES, SIZE, SURFACES, Plan, Thing
 from lab.tabletop.truth import Truth, patch_labels, read_masks
 from sharp_demo.errors import InputError
 
@@ -23,7 +23,7 @@ FILM_SIDE = 480
 MODEL_SIDE = 160
 QUICK_SIDE = 320  # of pictures for training: halved, they look as the film does when it is resized
 STEP = 0.004  # seconds
-SLOTS = 8
+SLOTS = CROWD
 FLAT = 0.04  # half the height of a ring or a star
 SHINE = {"marble": 0.16, "tiles": 0.1, "slate": 0.07, "wood": 0.05}  # how much a surface mirrors
 TABLE = (2.4, 1.05, 0.04)  # half its extent

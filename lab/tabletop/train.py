@@ -25,7 +25,7 @@ from lab.tabletop.questions import ALL_KINDS
 from lab.tabletop.recipe import Recipe, corpus
 from lab.tabletop.score import judge, judge_foreign
 from lab.tabletop.studio import MODEL_SIDE
-from lab.tabletop.vision import Footage, Heads, footage, token_labels
+from lab.tabletop.vision import LABELS, Footage, Heads, footage, look_near, token_labels
 from lab.world.packing import Prompts, pack
 from lab.world.recipe import Stage
 from lab.world.score import hidden_states, tables
@@ -67,10 +67,14 @@ def train(
     """
     recipe = recipe or Recipe()
     work.mkdir(parents=True, exist_ok=True)
-    paths = [cached_path(clips, "train", number) for number in range(recipe.pool_clips)]
-    missing = sum(not path.is_file() for path in paths)
-    if missing:
-        raise InputError(f"{missing} of {len(paths)} training clips are not in {clips}; run lab.tabletop.cache first")
+    paths = {
+        split: [cached_path(clips, split, number) for number in range(count)]
+        for split, count in (("train", recipe.pool_clips), ("crowd", recipe.crowds))
+    }
+    for split, wanted in paths.items():
+        missing = sum(not path.is_file() for path in wanted)
+        if missing:
+            raise InputError(f"{missing} of {len(wanted)} files of {split} are not in {clips}; run lab.tabletop.cache")
     run = Training(FAMILY, seed, recipe, work, torch.device("cpu"))
     blank = write_checkpoint(work / "blank", FAMILY, recipe.shape, seed=seed, sentences=corpus())
     model_class = getattr(transformers, family_of_type(FAMILY.replace("-", "_")).model_class)
@@ -82,11 +86,12 @@ def train(
         run.say({"event": "resume", "phase": state["phase"], "step": state["step"], **versions()})
     else:
         (work / "pool.pt").unlink(missing_ok=True)  # of another tower
+        look_near(run.model)
         run.say({"event": "start", "family": FAMILY, "seed": seed, **versions()})
-    shown = footage(paths, recipe.foreign_clips)
     if state["phase"] == "tower":
-        _train_tower(run, shown, state)
+        _train_tower(run, footage(paths["crowd"], recipe.foreign_clips), state)
         state = {"phase": "tokens", "step": 0}
+    shown = footage(paths["train"], recipe.foreign_clips)
     features = _features(run, shown)
     if state["phase"] == "tokens":
         run.say({"event": "pool", "frames": len(features)})
@@ -117,7 +122,7 @@ def _train_tower(run: Training[Recipe], shown: Footage, state: dict[str, Any]) -
     if "heads" in state:
         heads.load_state_dict(state["heads"])
         optimizers.load_state_dict(state["optimizers"])
-    is_foreign = shown.labels[:, 0, 0, 0] == shown.labels[..., 0].max()
+    is_foreign = shown.labels[:, 0, 0, 0] == LABELS["surface"].index("foreign")
     ours, others = np.flatnonzero(~is_foreign), np.flatnonzero(is_foreign)
     for step in range(state["step"], recipe.tower_steps):
         rng = np.random.default_rng((run.seed, 1, step))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -92,6 +94,30 @@ def token_labels(labels: np.ndarray) -> np.ndarray:
     best[several.any(1) | mixed, 1:] = IGNORED
     best[:, 0] = labels[:, 0, 0]
     return best
+
+
+@torch.no_grad()
+def look_near(model: Any) -> None:
+    """Let a random tower start with patches that know where they are and look at those around them.
+
+    Position embeddings become sinusoids along both axes; in the first two layers, queries and keys read them. From
+    plain random weights the tower learns colours but hardly a shape: a thing lies across patches at any offset.
+    """
+    tower = model.model.vision_tower
+    width, heads = tower.config.hidden_size, tower.config.num_attention_heads
+    side, quarter = tower.config.image_size // tower.config.patch_size, width // 4
+    angles = torch.arange(side)[:, None] * 2 * torch.pi / torch.logspace(*np.log10((3, 2.5 * side)), quarter)
+    along = torch.cat((angles.sin(), angles.cos()), 1)  # [side, width / 2]
+    grid = torch.cat((along[:, None].expand(-1, side, -1), along[None].expand(side, -1, -1)), -1)
+    tower.embeddings.position_embedding.weight.copy_(grid.reshape(side * side, width) / 2)
+    size = width // heads
+    for layer in tower.encoder.layers[:2]:
+        for head in range(heads):  # every head reads some of the wave lengths: sines and cosines of both axes
+            read = torch.cat([part * quarter + torch.arange(head, quarter, heads) for part in range(4)])
+            near = torch.zeros(size, width)
+            near[torch.arange(len(read)), read] = 1.6
+            for matrix in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+                matrix.weight[head * size : (head + 1) * size] = near
 
 
 class Heads(nn.Module):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from lab.tabletop import train as training
 from lab.tabletop.cache import cached_path, save_takes
@@ -15,8 +16,9 @@ from lab.tabletop.questions import KINDS, UNANSWERABLE, UNKNOWN
 from lab.tabletop.recipe import SHAPE, STAGES, Recipe, corpus
 from lab.tabletop.studio import Take
 from lab.tabletop.truth import MIXED, OFF, TABLE, Truth
-from lab.tabletop.vision import CELLS, IGNORED, LABELS, scene_labels, token_labels
+from lab.tabletop.vision import CELLS, IGNORED, LABELS, look_near, scene_labels, token_labels
 from lab.world.records import INTERVALS
+from sharp_demo.backbones.tiny import write_checkpoint
 from sharp_demo.errors import InputError
 from tests.lab.tabletop.scenes import CLIP, SAND, TILES, WOOD
 
@@ -110,6 +112,19 @@ def test_every_stage_asks_for_kinds_that_exist_and_every_kind_is_trained():
     assert "I cannot tell" in corpus()
 
 
+def test_a_tower_starts_with_patches_that_look_at_those_around_them(tmp_path: Path):
+    small = replace(SHAPE, vision_layers=2)
+    folder = write_checkpoint(tmp_path / "blank", "llava-onevision", small)
+    model = transformers.LlavaOnevisionForConditionalGeneration.from_pretrained(folder)
+    look_near(model)
+    tower = model.model.vision_tower
+    x = tower.embeddings.position_embedding.weight
+    attention = tower.encoder.layers[0].self_attn
+    scores = (attention.q_proj(x) * attention.k_proj(x)[10 * 20 + 10]).sum(-1).view(20, 20)
+    assert scores.argmax() == 10 * 20 + 10
+    assert scores[8:13, 8:13].mean() > 2 * scores.mean()
+
+
 def render(folder: Path, split: str, numbers: Sequence[int]) -> None:
     for number in numbers:
         rng = np.random.default_rng(number)
@@ -129,13 +144,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: 
     stages = tuple(replace(stage, steps=2, clips=2, questions=3) for stage in STAGES[:2])
     recipe = Recipe(
         shape=replace(SHAPE, width=32, mlp=32, layers=2, vision_width=32, vision_mlp=32, vision_layers=1),
-        pool_clips=2, foreign_clips=1, tower_steps=2, tower_images=2, tower_foreign=1, token_steps=1, stages=stages,
-        validation_clips=1, heldout_clips=0, save_every=1,
+        pool_clips=2, crowds=1, foreign_clips=1, tower_steps=2, tower_images=2, tower_foreign=1, token_steps=1,
+        stages=stages, validation_clips=1, heldout_clips=0, save_every=1,
     )  # fmt: skip
     clips = tmp_path / "clips"
-    with pytest.raises(InputError, match="2 of 2 training clips are not in"):
+    with pytest.raises(InputError, match="2 of 2 files of train are not in"):
         training.train(tmp_path / "out", recipe=recipe, work=tmp_path / "whole", clips=clips)
     render(clips, "train", range(2))
+    render(clips, "crowd", range(1))
     render(clips, "validation", range(1))
     settings = {"recipe": recipe, "clips": clips}
     whole = training.train(tmp_path / "a", work=tmp_path / "whole", **settings)
