@@ -1,17 +1,20 @@
 """Shared computation changes no answer: every method against its own plain run, logits, kept tokens and reply."""
 
 import gc
+import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from lab.accuracy.asking import Asked, Film
+from lab.accuracy.asking import SLACK_TOKENS, Asked, Film
+from lab.accuracy.evaluate import Plan, choose_clips, lay_out
 from lab.accuracy.variants import ABLATION, CORE, Subject, Variant, things_in, variant
 from lab.world.records import Question, SyntheticClip
-from sharp_demo.backbones.features import encode_video, model_inputs
-from sharp_demo.backbones.load import Backbone
+from sharp_demo.backbones.features import VideoFeatures, encode_video, model_inputs
+from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.engine.generation import decode_step, end_tokens, prefill
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.method import Method
@@ -20,26 +23,40 @@ from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.registry import list_methods
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.pruning.vanilla import Vanilla
+from sharp_demo.settings import Settings
 
 TOKENS = 6
 
 
-@torch.no_grad()
 def plainly(backbone: Backbone, clip: SyntheticClip, question: str, method: Method):
     """First logits, kept tokens and greedy reply of the engine's own prefill and decode step."""
-    video, model = backbone.processor.video, backbone.model
-    grid = video.grid(*clip.frames.shape[:3])
-    prompt = backbone.processor.prompt(question, frames=len(clip.frames), grid=grid)
-    features = encode_video(model, video.pixels(clip.frames), signals=True)
-    ends = end_tokens(model, backbone.processor.tokenizer)
-    with method(model, backbone.processor, BiasCache()) as run:
+    features = encode_video(backbone.model, backbone.processor.video.pixels(clip.frames), signals=True)
+    return plainly_on(backbone, features, clip, question, method, BiasCache(), TOKENS)
+
+
+@torch.no_grad()
+def plainly_on(
+    backbone: Backbone,
+    features: VideoFeatures,
+    clip: SyntheticClip,
+    question: str,
+    method: Method,
+    bias_cache: BiasCache,
+    most: int,
+):
+    """The same on features that were made before."""
+    model, processor = backbone.model, backbone.processor
+    grid = processor.video.grid(*clip.frames.shape[:3])
+    prompt = processor.prompt(question, frames=len(clip.frames), grid=grid)
+    ends = end_tokens(model, processor.tokenizer)
+    with method(model, processor, bias_cache) as run:
         logits, cache, positions = prefill(model, model_inputs(prompt, features))
         first, kept, ids = logits, run.kept.tolist(), []
-        while (token := int(logits.argmax())) not in ends and len(ids) < TOKENS:
+        while (token := int(logits.argmax())) not in ends and len(ids) < most:
             ids.append(token)
             positions = positions + 1
             logits = decode_step(model, token, cache, positions)
-    return first, kept, backbone.processor.decode(ids)
+    return first, kept, processor.decode(ids)
 
 
 VARIANTS = {one.name: one for one in (*CORE, *ABLATION, *map(variant, list_methods()))}
@@ -184,3 +201,30 @@ def test_methods_that_drop_inside_a_layer_share_nothing_and_are_right(
     first, kept, _ = plainly(backbone, clip, question, DropsInside(0.5))
     assert run.kept.tolist() == kept == [0, 1, 2, 3, 4]
     torch.testing.assert_close(logits, first, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.full
+def test_shared_computation_pays(cpu_settings: Settings, measured: Callable[[str, str, str], None]) -> None:
+    """Processor time of every default row, the two ways in turn; below a factor of 2 the module does not pay."""
+    backbone = load("tiny-llava-onevision", cpu_settings)
+    plan = Plan(CORE, questions=5)
+    shared_s = plain_s = 0.0
+    for clip in choose_clips(backbone, plan):
+        rows, _ = lay_out(backbone, clip, plan)
+        runs, cells = {row.run: row for row in rows}, things_in(clip)
+        biases = BiasCache(), BiasCache()
+        film = Film(backbone, clip.frames, biases[0])
+        for question in clip.questions:
+            subject, layout = Subject(clip, question, cells), Asked(film, question.text).layout
+            methods = [replace(row.method, **subject.knowledge(row.variant, layout)) for row in runs.values()]
+            began = time.process_time()
+            asked = Asked(film, question.text)
+            verdicts = [asked.is_right(method, question)[0] for method in methods]
+            between = time.process_time()
+            most = len(asked.tokenizer(question.answer, add_special_tokens=False).input_ids) + SLACK_TOKENS
+            for method, verdict in zip(methods, verdicts, strict=True):
+                _, _, reply = plainly_on(backbone, film.features, clip, question.text, method, biases[1], most)
+                assert question.correct(reply) == verdict
+            shared_s, plain_s = shared_s + between - began, plain_s + time.process_time() - between
+    measured("plain asking / shared asking, processor time", f"{plain_s / shared_s:.2f}", "at least 2")
+    assert plain_s > 2 * shared_s
