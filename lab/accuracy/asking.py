@@ -5,7 +5,7 @@ selections that never look at the question run the video once per clip, and a dr
 question; for the others each layer before the prune runs once per question and attention override. Answers are those of
 the plain path; tests compare both.
 
-That takes 3.3 times less processor time than the engine's prefill and decode step on shared features (40 questions of
+That takes 3.4 times less processor time than the engine's prefill and decode step on shared features (40 questions of
 tiny-llava-onevision, one thread, what `evaluate` asks by default, the same 5,320 verdicts); without drafts of the
 answers it takes 2.2 times as long (7 questions). `pytest -m full tests/lab/accuracy/test_asking.py` measures the first.
 """

@@ -204,9 +204,9 @@ def test_methods_that_drop_inside_a_layer_share_nothing_and_are_right(
 
 
 @pytest.mark.full
-def test_shared_computation_pays(cpu_settings: Settings, measured: Callable[[str, str, str], None]) -> None:
+def test_shared_computation_pays(measured: Callable[[str, str, str], None]) -> None:
     """Processor time of every default row, the two ways in turn; below a factor of 2 the module does not pay."""
-    backbone = load("tiny-llava-onevision", cpu_settings)
+    backbone = load("tiny-llava-onevision", Settings(device="cpu"))
     plan = Plan(CORE, questions=5)
     shared_s = plain_s = 0.0
     for clip in choose_clips(backbone, plan):
