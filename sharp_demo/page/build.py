@@ -5,12 +5,14 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import gradio as gr
-from gradio.data_classes import FileData
 from gradio.route_utils import get_root_url
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 
 from sharp_demo import strings
 from sharp_demo.errors import InputError
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from sharp_demo.engine import Engine
 
 SESSIONS = 4096  # what Gradio itself remembers of a page; finished runs are on the shelf
+CLIPS = "clips"  # where the examples are served, next to the page: their folder is nobody's business
 
 
 def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
@@ -118,7 +121,10 @@ def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[
                 *guards(settings, folder),
                 Middleware(Calls, name=NAME, parameters=parameters, functions=functions, allowed=allowed),
             ],
-            "routes": [health.route()],
+            "routes": [
+                health.route(),
+                Mount(f"/{CLIPS}", StaticFiles(directory=settings.assets / "clips", check_dir=False)),
+            ],
             "lifespan": lifespan,
         },
         "ssr_mode": False,
@@ -132,7 +138,7 @@ def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[
 def _example_row(examples: list[Example]) -> gr.HTML:
     values = [
         {
-            "video": FileData(path=str(example.video), orig_name=example.video.name).model_dump(),
+            "video": {"url": f"{CLIPS}/{quote(example.video.name)}"},
             "question": example.question,
             "note": example.note,
         }

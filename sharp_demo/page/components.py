@@ -71,6 +71,6 @@ def plain_text(value: str = "", **kwargs: Any) -> gr.HTML:
 def example_row(value: Any = None, **kwargs: Any) -> gr.HTML:
     """Example clips with their questions as buttons; fires `select` with the `index` of the one clicked.
 
-    value : [{"video": FileData, "question", "note"}].
+    value : [{"video": {"url"}, "question", "note"}].
     """
     return component("examples", value, **kwargs)

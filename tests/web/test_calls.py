@@ -24,7 +24,7 @@ from sharp_demo.web.calls import (
     route_of,
 )
 from tests.page.test_api import file_data, upload
-from tests.serving import serving
+from tests.serving import ROOT, serving
 
 NAMES = ("video", "question", "methods", "retention", "match", "frames", "model")
 KINDS = ("file", "text", "names", "number", "name", "number", "name")
@@ -199,3 +199,22 @@ def test_every_way_into_the_running_app(tmp_path, clip: Path):
             client.predict(**{**inputs, "video": {"video": handle_file(str(clip))}}, api_name="/compare")
         assert client.predict(**inputs, api_name="/compare")["failed"] == []
     assert "Traceback" not in (tmp_path / "app.log").read_text()
+
+
+def test_the_page_tells_no_folder_of_the_server(server):
+    for path in ("/config", "/", "/gradio_api/info"):
+        with urllib.request.urlopen(f"{server}{path}", timeout=30) as response:
+            text = response.read().decode()
+        for folder in (ROOT, Path.home()):
+            assert f"{folder}/" not in text, path
+    with urllib.request.urlopen(f"{server}/config", timeout=30) as response:
+        listed = next(
+            one["props"]["value"]
+            for one in json.load(response)["components"]
+            if one["props"].get("elem_id") == "examples"
+        )
+    with urllib.request.urlopen(f"{server}/{listed[0]['video']['url']}", timeout=30) as response:
+        assert response.headers["Content-Type"] == "video/mp4"
+    for path in ("/clips/../app.py", "/clips/%2e%2e/examples.py", "/clips//etc/passwd"):
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{server}{path}", timeout=30)
