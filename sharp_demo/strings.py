@@ -166,6 +166,7 @@ NO_JSON = "The request is not a JSON object in UTF-8."
 NO_FUNCTION = "This page has no event of that fn_index; reload it."
 ODD_VALUES = "The request's values are not what its inputs take."
 
+CHECK_BUSY = "Many clips arrive at once: this one is checked when you press Run."
 FOREIGN_ORIGIN = "Requests from pages of other origins are refused."
 NO_LENGTH = "The request does not say how long it is; send Content-Length."
 NO_ROOM = "The server has no room for another upload now; try again in ten minutes, or use an example."

@@ -36,6 +36,7 @@ from sharp_demo.web.uploads import UploadFolder
 if TYPE_CHECKING:
     from sharp_demo.engine import Engine
 
+CHECK_WAIT_S = 10.0
 SESSIONS = 4096  # what Gradio itself remembers of a page; finished runs are on the shelf
 CLIPS = "clips"  # where the examples are served, next to the page: their folder is nobody's business
 
@@ -173,8 +174,11 @@ def clip_text(runs: Runs, path: str | None, session: str | None) -> str:
     if not path:
         return strings.limits(runs.settings)
     runs.visits.of(session).files.add(Path(path))
+    if not runs.checks.acquire(timeout=CHECK_WAIT_S):
+        return strings.CHECK_BUSY
     try:
         return strings.clip_line(runs.engine.probe(path))
     except InputError as error:
-        gr.Warning(str(error))
         return str(error)
+    finally:
+        runs.checks.release()

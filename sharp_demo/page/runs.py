@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,7 @@ Updates = dict[Any, Any]  # component -> its new value, or the component with wh
 TEXT_INTERVAL_S = 0.05  # a faster stream only keeps the browser busy
 KEEP_S = 3600.0  # files and finished runs of a page
 KEPT_BYTES = 200_000_000  # of finished runs, about a megabyte each
+CHECKS = 2  # uploads that are looked at at once
 LISTEN_S = 15.0  # a run is ended when none of its messages was taken for so long
 
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -162,6 +164,7 @@ class Runs:
         self.inputs = Inputs(engine, settings, (cache, examples))
         self.visits, self.waiting, self.unread = Visits(), waiting, unread
         self.finished: Shelf[Finished] = Shelf(KEPT_BYTES, KEEP_S)
+        self.checks = threading.BoundedSemaphore(CHECKS)  # a child process each, outside the queue
 
     def wire(self, mode: Mode) -> None:
         """Connect a mode's buttons to its inputs and outputs."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +15,11 @@ import pytest
 from gradio.exceptions import Error
 
 from sharp_demo import strings
+from sharp_demo.errors import VideoError
 from sharp_demo.page.board import Board
 from sharp_demo.page.build import clip_text
 from sharp_demo.page.inputs import Values
-from sharp_demo.page.runs import Controls, Mode, Updates
+from sharp_demo.page.runs import CHECKS, Controls, Mode, Updates
 from sharp_demo.page.tabs.compare import Compare, Finished
 from sharp_demo.page.tabs.parts import status_line
 from sharp_demo.records import Request
@@ -165,3 +169,25 @@ def test_nothing_outside_the_cache_is_deleted(compare: Compare, tmp_path: Path):
     compare.runs.visits.of("page").files.update({precious, compare.runs.cache / ".." / precious.name})
     compare.runs.forget("page")
     assert precious.is_file()
+
+
+def test_a_few_uploads_are_looked_at_at_once(compare: Compare, monkeypatch):  # noqa: F811
+    runs, lock, now, most = compare.runs, threading.Lock(), [0], [0]
+
+    def probe(path):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.05)
+        with lock:
+            now[0] -= 1
+        raise VideoError("not_video", "no video")
+
+    monkeypatch.setattr(runs.engine, "probe", probe)
+    with ThreadPoolExecutor(12) as pool:
+        said = list(pool.map(lambda i: clip_text(runs, f"{i}.mp4", f"page {i}"), range(12)))
+    assert (most[0], set(said)) == (CHECKS, {"no video"})
+    monkeypatch.setattr("sharp_demo.page.build.CHECK_WAIT_S", 0.01)
+    for _ in range(CHECKS):
+        runs.checks.acquire()
+    assert clip_text(runs, "late.mp4", "late") == strings.CHECK_BUSY
