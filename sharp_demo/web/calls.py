@@ -25,6 +25,7 @@ from sharp_demo import strings
 log = logging.getLogger(__name__)
 
 PREFIX = "/gradio_api/"
+EVENTS = ("queue/join", "run/predict", "api/predict")  # by index; the page sends what does not wait to run/predict
 DEEPEST = 64  # levels of JSON; a page's own events have about ten
 LARGEST = 1e15  # of a number
 LONGEST = 200  # characters of a name: a method, a model, a session
@@ -241,9 +242,9 @@ class Calls:
     def check(self, route: str, body: bytes) -> None:
         """Check a body that is sent to a route below `PREFIX`. Raises CallError."""
         call = parsed(body)
-        if route == "queue/join":
+        if route in EVENTS:
             check_envelope(call, self.functions)
-            return  # its values are checked behind the queue: the page and gradio_client read refusals there
+            return  # values are checked behind the route: the page and gradio_client read refusals there
         kind, _, name = route.rpartition("/")
         if name != self.name:
             raise CallError(strings.unknown_endpoint(self.name))

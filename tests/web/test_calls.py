@@ -24,6 +24,7 @@ from sharp_demo.web.calls import (
     route_of,
 )
 from tests.page.test_api import file_data, upload
+from tests.page.test_browser import browser, watched  # noqa: F401
 from tests.serving import ROOT, serving
 
 NAMES = ("video", "question", "methods", "retention", "match", "frames", "model")
@@ -218,3 +219,12 @@ def test_the_page_tells_no_folder_of_the_server(server):
     for path in ("/clips/../app.py", "/clips/%2e%2e/examples.py", "/clips//etc/passwd"):
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(f"{server}{path}", timeout=30)
+
+
+@pytest.mark.browser
+def test_the_pages_own_events_pass(watched, server):  # noqa: F811
+    """An example is chosen by an event that does not wait in the queue."""
+    watched.open(server)
+    watched.page.locator("#examples button").first.click()
+    watched.page.wait_for_selector("#clip video")
+    watched.assert_clean()
