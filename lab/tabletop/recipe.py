@@ -45,6 +45,7 @@ class Recipe(recipe.Recipe):
     shape: TinyShape = SHAPE
     tower_images: int = 16
     pool_clips: int = 500
+    tower_steps: int = 600
     token_steps: int = 100
     stages: tuple[Stage, ...] = STAGES
     validation_clips: int = 60
