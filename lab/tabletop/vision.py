@@ -17,6 +17,7 @@ from lab.tabletop.foreign import foreign_clip
 from lab.tabletop.plan import COLORS, SHAPES, SURFACES
 from lab.tabletop.truth import GRID, MIXED, PATCHES, TABLE, Track, Truth
 from lab.world.records import INTERVALS
+from sharp_demo.backbones.families import family_of
 
 CELLS = GRID * GRID
 IGNORED = -100
@@ -103,7 +104,7 @@ def look_near(model: Any) -> None:
     Position embeddings become sinusoids along both axes; in the first two layers, queries and keys read them. From
     plain random weights the tower learns colours but hardly a shape: a thing lies across patches at any offset.
     """
-    tower = model.model.vision_tower
+    tower = family_of(model.config).tower(model)
     width, heads = tower.config.hidden_size, tower.config.num_attention_heads
     side, quarter = tower.config.image_size // tower.config.patch_size, width // 4
     angles = torch.arange(side)[:, None] * 2 * torch.pi / torch.logspace(*np.log10((3, 2.5 * side)), quarter)

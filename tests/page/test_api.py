@@ -11,6 +11,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from sharp_demo import strings
 from sharp_demo.engine import Engine
 from sharp_demo.page.api import Api
 from sharp_demo.page.runs import Runs
@@ -110,9 +111,11 @@ def test_bad_values_are_refused_with_a_reason(client, clip, change, says):
     ["/etc/passwd", "app.py", "../../etc/passwd", "http://127.0.0.1:1/clip.mp4", "https://example.com/clip.mp4"],
 )
 def test_only_uploaded_files_are_read(server, path):
-    stream = call(server, [file_data(path), "What moves?", ["vanilla"], 0.5, "tokens", 0, "tiny-llava-onevision"])
-    assert stream.strip().split("event: ")[-1].startswith("error")
-    assert "results" not in stream
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        call(server, [file_data(path), "What moves?", ["vanilla"], 0.5, "tokens", 0, "tiny-llava-onevision"])
+    assert refused.value.code == 422
+    line = strings.NO_URL if "://" in path else strings.NOT_UPLOADED
+    assert json.load(refused.value) == {"detail": line}
 
 
 def test_a_server_whose_answers_are_short_answers(clip, tmp_path):
