@@ -103,7 +103,7 @@ def _parts(value: Any) -> Collection[Any]:
 
 def _check_atom(value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise CallError(strings.no_number("a number beyond all bounds"))
+        raise CallError(strings.no_number(strings.BEYOND_BOUNDS))
     if isinstance(value, str):
         try:
             value.encode()
@@ -114,13 +114,13 @@ def _check_atom(value: Any) -> None:
 def check_envelope(call: Mapping[str, Any], functions: Mapping[int, int] | None = None) -> None:
     """Check what stands around the values; with `functions`, index -> number of inputs, also which one is called."""
     if not isinstance(call.get("data"), list):
-        raise CallError(strings.wrong_value("data", "a list of values", call.get("data")))
+        raise CallError(strings.wrong_value("data", strings.A_LIST, call.get("data")))
     session = call.get("session_hash")
     if session is not None and (not isinstance(session, str) or not 0 < len(session) <= LONGEST):
-        raise CallError(strings.wrong_value("session_hash", "a short text", session))
+        raise CallError(strings.wrong_value("session_hash", strings.A_SHORT_TEXT, session))
     for name in ("fn_index", "trigger_id"):
         if call.get(name) is not None and type(call[name]) is not int:
-            raise CallError(strings.wrong_value(name, "a whole number", call[name]))
+            raise CallError(strings.wrong_value(name, strings.A_WHOLE_NUMBER, call[name]))
     for name in ("event_id", "oauth_token"):
         if call.get(name) is not None and not isinstance(call[name], str):
             raise CallError(strings.wrong_value(name, "text", call[name]))
@@ -129,7 +129,7 @@ def check_envelope(call: Mapping[str, Any], functions: Mapping[int, int] | None 
             raise CallError(strings.wrong_value(name, "false", call[name]))
     if functions is not None:
         if session is None:
-            raise CallError(strings.wrong_value("session_hash", "a short text", session))
+            raise CallError(strings.wrong_value("session_hash", strings.A_SHORT_TEXT, session))
         if call.get("fn_index") not in functions:
             raise CallError(strings.NO_FUNCTION)
 
@@ -157,13 +157,13 @@ def check_value(parameter: Parameter, value: Any, allowed: Sequence[Path]) -> No
         check_path(value["path"], allowed)
     elif kind == NAMES:
         if not isinstance(value, list) or len(value) > LONGEST or not all(map(_is_name, value)):
-            raise CallError(strings.wrong_value(name, "a list of names", value))
+            raise CallError(strings.wrong_value(name, strings.NAMES_LIST, value))
     elif kind == NUMBER:
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
-            raise CallError(strings.wrong_value(name, "a number", value))
+            raise CallError(strings.wrong_value(name, strings.A_NUMBER, value))
     elif kind == NAME:
         if not _is_name(value):
-            raise CallError(strings.wrong_value(name, "a name", value))
+            raise CallError(strings.wrong_value(name, strings.A_NAME, value))
     elif not isinstance(value, str):
         raise CallError(strings.wrong_value(name, "text", value))
 

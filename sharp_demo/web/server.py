@@ -27,7 +27,7 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 MAX_BODY = 4 << 20  # of everything but uploads: inputs of one event, as JSON
 FORM_EXTRA = 1 << 20  # what a form adds around a file
 UPLOAD = "/gradio_api/upload"  # the one route that takes files
-OPEN_UPLOADS = 4  # of one client at a time
+OPEN_UPLOADS = 40  # of one address at a time, behind which may be a whole audience
 SILENCE_S = 15.0  # without a byte of an upload
 KNOWN_CLIENTS = 10_000
 # Gradio runs inline scripts and modules from blobs, compiles templates of gr.HTML, shows uploads as blobs.

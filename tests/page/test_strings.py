@@ -16,6 +16,7 @@ PACKAGE = Path(sharp_demo.__file__).parent
 FOLDERS = (PACKAGE / "page", PACKAGE / "web", PACKAGE / "views")
 ALLOWED = {
     "web/health.py": "the health report is for the operator's monitor, not for visitors",
+    "web/serve.py": "whoever starts the server reads it, on the command line",
     "page/runs.py: timed out": "the outcome in the log's line of a run",
     "page/theme.py: Segoe UI": "the name of a font",
     **dict.fromkeys(
