@@ -11,15 +11,14 @@ import torch
 
 from lab.tabletop.cache import cached_path, load_takes
 from lab.tabletop.foreign import foreign_clip
-from lab.tabletop.packing import SLOTS
 from lab.tabletop.questions import UNANSWERABLE, UNKNOWN_WORD, Fact, clip_questions, facts_of, put
 from lab.tabletop.records import Question
 from lab.tabletop.studio import MODEL_SIDE
 from lab.tabletop.truth import Truth
 from lab.world.generate import clip_seed
-from lab.world.packing import Prompts, Sample, pack
+from lab.world.packing import Prompts
 from lab.world.records import INTERVALS, Split
-from lab.world.score import Verdict, hidden_states
+from lab.world.score import Verdict, verdicts_on
 from lab.world.vision import patch_features
 from sharp_demo.backbones.processor import Processor
 
@@ -55,14 +54,5 @@ def judge_foreign(
 def _ask(
     model: Any, processor: Processor, prompts: Prompts, frames: np.ndarray, questions: Sequence[Question]
 ) -> Iterator[Verdict]:
-    device = next(model.parameters()).device
     patches = patch_features(model, processor.video, frames.reshape(INTERVALS, -1, *frames.shape[1:]))
-    slots = np.arange(SLOTS)
-    batch = pack(prompts, [Sample(slots, slots, tuple(questions))], tail=1.0).to(device)
-    hidden = hidden_states(model, batch, patches.flatten(0, 1))
-    asked = batch.target[0] >= 0
-    right = model.lm_head(hidden[0, asked]).argmax(-1) == batch.target[0, asked]
-    segment, first = batch.segment[0, asked], batch.deciding[0, asked]
-    for number, question in enumerate(questions, 1):
-        own = segment == number
-        yield Verdict(question, bool(right[own].all()), bool(right[own & first].all()))
+    return verdicts_on(model, prompts, patches, questions)

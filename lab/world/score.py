@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,6 @@ def judge(
     when greedy decoding says it.
     """
     prompts = Prompts(processor)
-    device = next(model.parameters()).device
     for seed in seeds:
         if decoded is None:
             pairs = [(scene, i) for scene in clip_scenes(seed, split) for i in range(scene.length)]
@@ -81,16 +80,23 @@ def judge(
             frames = decoded(seed)
             frames = frames.reshape(INTERVALS, -1, *frames.shape[1:])
         patches = patch_features(model, processor.video, frames)
-        questions = tuple(clip_questions(seed, split, per_kind))
-        slots = np.arange(SLOTS)
-        batch = pack(prompts, [Sample(slots, slots, questions)], tail=1.0).to(device)
-        hidden = hidden_states(model, batch, patches.flatten(0, 1))
-        asked = batch.target[0] >= 0
-        right = model.lm_head(hidden[0, asked]).argmax(-1) == batch.target[0, asked]
-        segment, first = batch.segment[0, asked], batch.deciding[0, asked]
-        for number, question in enumerate(questions, 1):
-            own = segment == number
-            yield Verdict(question, bool(right[own].all()), bool(right[own & first].all()))
+        yield from verdicts_on(model, prompts, patches, clip_questions(seed, split, per_kind))
+
+
+def verdicts_on(model: Any, prompts: Prompts, patches: Tensor, questions: Sequence[Question]) -> Iterator[Verdict]:
+    """Ask one clip all its questions, packed into one row.
+
+    patches : the tower's features of the clip, [intervals, patches of one, d].
+    """
+    slots = np.arange(SLOTS)
+    batch = pack(prompts, [Sample(slots, slots, tuple(questions))], tail=1.0).to(patches.device)
+    hidden = hidden_states(model, batch, patches.flatten(0, 1))
+    asked = batch.target[0] >= 0
+    right = model.lm_head(hidden[0, asked]).argmax(-1) == batch.target[0, asked]
+    segment, first = batch.segment[0, asked], batch.deciding[0, asked]
+    for number, question in enumerate(questions, 1):
+        own = segment == number
+        yield Verdict(question, bool(right[own].all()), bool(right[own & first].all()))
 
 
 def tables(verdicts: Iterable[Verdict], kinds: Iterable[str] | None = None) -> dict[str, Any]:
