@@ -60,7 +60,9 @@ setInterval(() => {
   if (looping) {
     box.hidden = false;
     if (count && now - shown > loop * 1000) show();
-  } else if (now - last > idle * 1000 && !busy()) {
+  } else if (busy()) {
+    last = now; // who waits for an answer is there, and has time to read it
+  } else if (now - last > idle * 1000) {
     if (touched) {
       wiping = true;
       sessionStorage.setItem(FLAG, "1");
