@@ -2,8 +2,9 @@
 
 Method table and measured figures (README.md), options of every method and sections for those that have none by hand
 (docs/methods.md), who is ahead at equal FLOPs (docs/demo.md), command-line help (docs/cli.md), settings
-(docs/settings.md), stored benchmarks (docs/performance.md) and the accuracies that the app shows
-(assets/benchmark.json, assets/tables.json). With --check nothing is written; a difference is an error.
+(docs/settings.md), stored benchmarks (docs/performance.md), every page of docs/results/ that has a JSON, and the
+accuracies that the app shows (assets/benchmark.json, assets/tables.json). With --check nothing is written; a
+difference is an error.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import typer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lab.headlines import accuracy_table, bench_list, equal_flops_table, speed_table, stored  # noqa: E402
+from lab.headlines import RESULTS, accuracy_table, bench_list, equal_flops_table, speed_table, stored  # noqa: E402
 from lab.speed import prefill_tables, scale  # noqa: E402
+from lab.tables.pages import RENDERERS, page  # noqa: E402
 from sharp_demo.cli import app  # noqa: E402
 from sharp_demo.pruning import registry  # noqa: E402
 from sharp_demo.pruning.method import GROUPS, Method  # noqa: E402
@@ -201,6 +203,7 @@ def pages() -> dict[Path, str]:
         ROOT / "assets/benchmark.json": benchmark_data(),
         ROOT / "assets/tables.json": tables_data(),
         **{path.with_suffix(".md"): bench_page(path, path.stem) for path in stored_benchmarks()},
+        **{path.with_suffix(".md"): page(path) for part in RENDERERS for path in RESULTS.glob(f"{part}-*.json")},
     }
 
 

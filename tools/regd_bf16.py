@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from lab.speed.content import Content, clip_like  # noqa: E402
-from lab.tables import table  # noqa: E402
+from lab.tables.text import table  # noqa: E402
 from sharp_demo.pruning.sharp.regd import RegDOptions, refine  # noqa: E402
 
 FRAMES, CELLS, WIDTH = 32, 196, 896

@@ -10,13 +10,12 @@ from typing import Any, cast
 
 from lab.accuracy.evaluate import MATCHES, Plan, evaluate, usable_jobs
 from lab.accuracy.variants import parse_variants
-from lab.tables import accuracy_table, markdown
+from lab.tables.accuracy import accuracy_table
+from lab.tables.pages import accuracy_page
 from lab.world.records import Split
 from sharp_demo.backbones.load import default_model
 from sharp_demo.errors import InputError
 from sharp_demo.settings import Settings
-
-TITLE = "Accuracy of {} under pruning"
 
 
 def run(
@@ -55,7 +54,7 @@ def run(
         json_path.write_text(to_json(documents))
     if markdown_path is not None:
         markdown_path.write_text(
-            "\n".join(markdown(document, TITLE.format(Path(document_name(document)).name)) for document in documents)
+            "\n".join(accuracy_page(document, Path(document_name(document)).name) for document in documents)
         )
 
 

@@ -18,7 +18,6 @@ import torch
 from lab.accuracy.asking import Asked, Film
 from lab.accuracy.evaluate import Plan, choose_clips, setup_of
 from lab.stats import ClipBootstrap
-from lab.tables import percent, table, with_interval
 from lab.world.generate import render_video
 from lab.world.records import SyntheticClip
 from sharp_demo.backbones.load import Backbone
@@ -84,35 +83,3 @@ def ask_both_ways(engine: Engine, film: Film, clip: SyntheticClip, path: Path, a
         request = Request(str(path), question.text, (MethodSpec("vanilla"),), max_new_tokens=MAX_NEW_TOKENS, prefills=1)
         (result,) = [event.result for event in engine.stream(request) if isinstance(event, MethodDone)]
         answers.filmed.append(question.correct(result.answer))
-
-
-def markdown(document: dict[str, Any]) -> str:
-    """The same as a page."""
-    setup = document["setup"]
-    row = [
-        setup["model"]["name"],
-        str(document["clips"]),
-        str(document["questions"]),
-        percent(document["drawn"]),
-        percent(document["filmed"]),
-        with_interval(document["difference"], document["ci95"], "+"),
-        str(len(document["differ"])),
-    ]
-    header = ["model", "clips", "questions", "drawn frames", "film through `compare`", "difference", "differ"]
-    return (
-        "\n".join(
-            [
-                f"# {setup['model']['name']} through the front door",
-                "",
-                "Exact match in percent, without pruning: from the frames as they are drawn, and from the same clip"
-                " written as an H.264 file, decoded, preprocessed and asked as `compare` asks; the difference with its"
-                " interval (95 %, by clip), and how many questions were answered differently."
-                f" Split `{setup['split']}`, seed {setup['seed']}: clips that no other figure uses.",
-                "",
-                table(header, [row]),
-                "",
-                f"Weights `{setup['model']['weights_sha256'][:12]}`, commit `{setup['commit']}`.",
-            ]
-        )
-        + "\n"
-    )

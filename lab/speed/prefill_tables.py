@@ -9,7 +9,7 @@ from typing import Any
 from lab.speed.content import Content
 from lab.speed.prefill import PLAIN
 from lab.speed.timing import Ratio, paired_ratio
-from lab.tables import table
+from lab.tables.text import table
 from sharp_demo.pruning.registry import method_class
 
 Document = dict[str, Any]

@@ -14,7 +14,7 @@ from lab.speed.prefill import PLAIN, PrefillPlan, Progress, measure_prefill
 from lab.speed.prefill_tables import about, label, megabytes, milliseconds
 from lab.speed.subject import Subject
 from lab.speed.timing import Ratio
-from lab.tables import table
+from lab.tables.text import table
 
 Document = dict[str, Any]
 Point = tuple[float, float]

@@ -14,8 +14,7 @@ from io import TextIOWrapper
 import typer
 
 from sharp_demo.cli import compare, doctor, flops, laboratory, methods
-from sharp_demo.cli.text import say
-from sharp_demo.errors import InputError
+from sharp_demo.cli.text import exit_code
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 bench = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Speed benchmarks.")
@@ -32,17 +31,6 @@ def root() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; `arguments` default to the process's own."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal's encoding lacks
-    try:
-        return app(arguments, prog_name="python -m sharp_demo", standalone_mode=False) or 0
-    except InputError as error:
-        return say(str(error), 2)
-    except (KeyboardInterrupt, typer.Abort):
-        return say("stopped", 130)
-    except Exception as error:
-        # Usage errors of the parser; its class moves between typer releases, this method does not.
-        if hasattr(error, "format_message"):
-            return say(error.format_message(), 2)
-        raise  # our fault: Python prints the traceback and exits with 1
+    return exit_code(app, list(sys.argv[1:] if arguments is None else arguments) or ["--help"], "python -m sharp_demo")

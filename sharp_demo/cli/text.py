@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from sharp_demo.errors import InputError
 
 
 def say(message: str, code: int) -> int:
@@ -29,3 +33,18 @@ def table_of(*columns: str, title: str | None = None) -> Table:
     return Table(
         *columns, title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
+
+
+def exit_code(app: typer.Typer, arguments: Sequence[str], name: str) -> int:
+    """Run a command line and return its exit code: bad input is one line on stderr and 2."""
+    try:
+        return app(list(arguments), prog_name=name, standalone_mode=False) or 0
+    except InputError as error:
+        return say(str(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return say("stopped", 130)
+    except Exception as error:
+        # Usage errors of the parser; its class moves between typer releases, this method does not.
+        if hasattr(error, "format_message"):
+            return say(error.format_message(), 2)
+        raise  # our fault: Python prints the traceback and exits with 1

@@ -7,7 +7,8 @@ import pytest
 
 from lab import provenance, publish
 from lab.accuracy.variants import parse_variants
-from lab.tables import OFF_NOTE, accuracy_table, differences_to
+from lab.tables.accuracy import OFF_NOTE, accuracy_table, differences_to
+from lab.tables.pages import page
 from sharp_demo.settings import ROOT
 
 
@@ -63,6 +64,38 @@ def test_parts_are_written_once_and_made_again_when_the_weights_change(
     assert "wrote phenomena-model.json" in capsys.readouterr().err
 
 
+def test_stored_verdicts_are_checked_question_by_question(
+    llava_with_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(publish, "CORE", parse_variants("vanilla,sharp,random:layer=1"))
+    out = tmp_path / "results"
+    assert run(llava_with_card, out, "--part", "evaluate", "--check", "1") == 2
+    assert "is not there; make it first" in capsys.readouterr().err
+
+    assert run(llava_with_card, out, "--part", "evaluate") == 0
+    assert run(llava_with_card, out, "--check", "1", "--part", "evaluate", "--part", "phenomena") == 0
+    assert "0 of" in capsys.readouterr().err
+    target = out / "evaluate-model.json"
+    stored = json.loads(target.read_text())
+    first = stored["results"][0]
+    turned = "1" if first["right"][0] == "0" else "0"
+    target.write_text(
+        json.dumps({**stored, "results": [{**first, "right": turned + first["right"][1:]}, *stored["results"][1:]]})
+    )
+    assert run(llava_with_card, out, "--check", "1", "--part", "evaluate") == 1
+    said = capsys.readouterr().err
+    assert "1 of" in said
+    assert f"question 0: {turned} before" in said
+    target.write_text(json.dumps({**stored, "results": stored["results"][1:]}))
+    assert run(llava_with_card, out, "--check", "1", "--part", "evaluate") == 1
+    assert "only in one of both" in capsys.readouterr().err
+
+
+def test_a_file_that_no_part_writes_has_no_page(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no stored result"):
+        page(tmp_path / "soak.json")
+
+
 def test_the_digest_of_the_code_follows_what_is_measured_with(tmp_path: Path) -> None:
     for name in provenance.MEASURING:
         file = tmp_path / name if name.endswith(".py") else tmp_path / name / "a.py"
@@ -76,7 +109,7 @@ def test_the_digest_of_the_code_follows_what_is_measured_with(tmp_path: Path) ->
     assert provenance.code_digest(tmp_path) != before
 
 
-def test_no_position_is_numbered_anew_on_qwen2_vl(
+def test_no_position_is_renumbered_on_qwen2_vl(
     tiny_qwen_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert run(tiny_qwen_folder, tmp_path / "out", "--part", "positions") == 0
@@ -99,6 +132,8 @@ def test_validation_runs_are_logged_one_after_another(llava_with_card: Path, tmp
 def test_bad_input_is_one_line_and_two(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(tmp_path / "nowhere", tmp_path / "results") == 2
     assert capsys.readouterr().err.startswith("error: unknown model")
+    assert publish.main(["--part", "everything"]) == 2
+    assert "there is no 'everything'; there are evaluate" in capsys.readouterr().err
 
 
 def test_differences_are_paired_with_the_reference() -> None:

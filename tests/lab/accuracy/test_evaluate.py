@@ -22,7 +22,7 @@ from lab.accuracy.evaluate import (
     shipped_kinds,
 )
 from lab.accuracy.variants import parse_variants
-from lab.tables import markdown
+from lab.tables.accuracy import markdown
 from lab.world.questions import KINDS
 from lab.world.records import Question, SyntheticClip
 from sharp_demo.backbones.load import Backbone

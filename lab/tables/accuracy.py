@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from lab.stats import ClipBootstrap
+from lab.tables.text import percent, table, with_interval
 
 Document = dict[str, Any]
 Result = dict[str, Any]
@@ -23,22 +23,6 @@ OFF_NOTE = (
     " of every frame."
 )
 POSITIONS = ("early", "middle", "late", "all")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others numbers."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" + "---:|" * (len(header) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
-
-
-def with_interval(value: float, interval: Sequence[float], sign: str = "") -> str:
-    """A share and its interval in percent points, e.g. "87.3 (84.0 to 90.5)"."""
-    low, high = (f"{100 * bound:{sign}.1f}" for bound in interval)
-    return f"{100 * value:{sign}.1f} ({low} to {high})"
 
 
 def markdown(document: Document, title: str) -> str:

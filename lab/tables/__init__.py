@@ -1,0 +1,1 @@
+"""How stored results read: every table and page of docs/results, made from the JSON alone."""
