@@ -24,7 +24,16 @@ import typer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lab.headlines import RESULTS, accuracy_table, bench_list, equal_flops_table, speed_table, stored  # noqa: E402
+from lab.headlines import (  # noqa: E402
+    RESULTS,
+    accuracy_table,
+    bench_list,
+    core_table,
+    equal_flops_table,
+    modules_table,
+    speed_table,
+    stored,
+)
 from lab.speed import prefill_tables, scale  # noqa: E402
 from lab.tables.pages import RENDERERS, page  # noqa: E402
 from sharp_demo.cli import app  # noqa: E402
@@ -192,8 +201,17 @@ def pages() -> dict[Path, str]:
     ):
         front = with_block(front, name, content)
     speed = with_block(performance.read_text("utf-8"), "speed", speed_table(("fastv", "feather", "sharp")))
+    results = RESULTS / "README.md"
+    said = results.read_text("utf-8")
+    for name, content in (
+        ("core", core_table()),
+        ("modules", modules_table()),
+        ("systems", equal_flops_table((0.25, 0.05))),
+    ):
+        said = with_block(said, name, content)
     return {
         readme: front,
+        results: said,
         demo: with_block(demo.read_text("utf-8"), "equal-flops", equal_flops_table()),
         methods: methods_page(methods.read_text("utf-8")),
         performance: with_block(speed, "bench", bench_list()),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from lab.tables.text import table
 from sharp_demo.pruning.registry import method_class
 from sharp_demo.settings import ROOT
 
@@ -73,21 +74,33 @@ def accuracy_table(retention: float = 0.05) -> str:
     return "\n".join(rows)
 
 
-def equal_flops_table(retention: float = 0.05) -> str:
+def equal_flops_table(retentions: Sequence[float] = (0.05,)) -> str:
     """Accuracy of every method at equal FLOPs, the best first; floors last."""
-    documents = stored("systems-*.json")
-    rows = [
-        f"| equal FLOPs, R = {100 * retention:g} % | {' | '.join(next(iter(one['models'])) for one in documents)} |",
-        "|---|" + "---:|" * len(documents),
-    ]
-    columns = [
-        {
-            result["label"]: (result["group"], result["accuracy"])
-            for result in document["results"]
-            if result["match"] == "flops" and result["retention"] in (retention, 1.0)
-        }
-        for document in documents
-    ]
-    labels = sorted(columns[0], key=lambda label: (columns[0][label][0] == "floor", -sum(c[label][1] for c in columns)))
-    rows += [f"| {label} | {' | '.join(f'{100 * column[label][1]:.1f}' for column in columns)} |" for label in labels]
-    return "\n".join(rows)
+    return _by_label("systems", "flops", retentions, ranked=True)
+
+
+def core_table() -> str:
+    """Accuracy of the paper's comparison, floors and oracles at equal tokens."""
+    return _by_label("evaluate", "tokens", (0.15, 0.05))
+
+
+def modules_table() -> str:
+    """Accuracy of ShaRP's modules and readings at equal tokens."""
+    return _by_label("ablation", "tokens", (0.15, 0.1, 0.05))
+
+
+def _by_label(part: str, match: str, retentions: Sequence[float], *, ranked: bool = False) -> str:
+    """One row a method, one column for each model and retention, in percent; `ranked`: the best mean first."""
+    columns: dict[str, dict[str, float]] = {}
+    floors = set()
+    for document in stored(f"{part}-*.json"):
+        (model,) = document["models"]
+        for retention in retentions:
+            rows = [one for one in document["results"] if one["match"] == match and one["retention"] in (retention, 1)]
+            columns[f"{model}, R = {100 * retention:g} %"] = {one["label"]: one["accuracy"] for one in rows}
+            floors |= {one["label"] for one in rows if one["group"] == "floor"}
+    labels = list(next(iter(columns.values())))
+    if ranked:
+        labels.sort(key=lambda label: (label in floors, -sum(column[label] for column in columns.values())))
+    body = [[label, *(f"{100 * column[label]:.1f}" for column in columns.values())] for label in labels]
+    return table([f"equal {'FLOPs' if match == 'flops' else 'tokens'}", *columns], body)

@@ -32,7 +32,7 @@ def trim_heaps() -> bool:
     """Return freed heap to the system; the answer is False where there was none, or where the C library keeps it.
 
     On its own glibc returns only what is free at the top of a heap, so that one small block holds on to all that was
-    freed below it. The next allocations must fetch their pages anew: call it where nothing is being timed.
+    freed below it. The next allocations must fetch their pages again: call it where nothing is being timed.
     Source: man 3 malloc_trim.
     """
     with suppress(OSError, AttributeError, TypeError):  # another libc, or none that can be named

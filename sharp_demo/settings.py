@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     port: int = Field(7860, ge=1, le=65535, description="port of the web server")
     log: Literal["text", "json"] = Field("text", description="style of the server's log on stderr")
     allowed_hosts: str = Field(
-        "", description="names this server answers to beside loopback and bare addresses, comma-separated; `*`: any"
+        "", description="names this server answers to besides loopback and bare addresses, comma-separated; `*`: any"
     )
     frame_ancestors: str = Field(
         "",
@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     )
     requests_per_minute: int = Field(120, ge=0, description="uploads, runs and clicks of one client; 0: no limit")
     queue_size: int = Field(20, ge=1, description="requests that may wait; more are refused")
-    webcam: bool = Field(True, description="offer the webcam beside file upload")
+    webcam: bool = Field(True, description="offer the webcam as well as file upload")
     kiosk: bool = Field(False, description="booth: large type, stored results at once, examples loop when idle")
     kiosk_upload: bool = Field(True, description="let visitors of a kiosk bring clips; 0: its examples only")
     kiosk_idle_s: float = Field(90, gt=0, description="seconds without a visitor until a kiosk wipes and loops")

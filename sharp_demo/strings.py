@@ -330,7 +330,7 @@ TABLE = "Table"
 
 SWEEP_HELP = (
     "**Where does the answer flip?** The chosen methods answer the question again and again while fewer and fewer "
-    "visual tokens are kept, from 100 % down to 2 %. It uses the clip, the question and the settings beside it; the "
+    "visual tokens are kept, from 100 % down to 2 %. It uses the clip, the question and the settings next to it; the "
     "slider for tokens kept does not matter here."
 )
 SWEEP_STEPS = "Steps"
@@ -407,7 +407,7 @@ MODULE_NAMES = {"segm": "SegM", "posc": "PosC", "regd": "RegD"}
 ABLATE_HELP = (
     "**What does each part of ShaRP do here?** SegM masks attention between segments, PosC subtracts the black video's "
     "bias, RegD refines the selection; the scores come from the layer about to run (look-ahead) or, as the paper says "
-    "literally, from layer 0. Same clip, same question, same share of tokens; vanilla beside. One clip is an "
+    "literally, from layer 0. Same clip, same question, same share of tokens, next to vanilla. One clip is an "
     "illustration: what the modules do on average is under Benchmarks."
 )
 ABLATE_PLAN = "Switches"

@@ -47,7 +47,7 @@ def free_port() -> int:
 def serving(
     folder: Path, program: tuple[str, ...] = ("app.py",), started: list | None = None, **variables: str
 ) -> Iterator[str]:
-    """Run app.py with these SHARP_* settings beside the usual ones; yield its base address.
+    """Run app.py with these SHARP_* settings on top of the usual ones; yield its base address.
 
     `program` are other arguments for Python; the process is appended to `started`.
     """

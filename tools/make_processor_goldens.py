@@ -1,7 +1,7 @@
 """Write tests/data/processor_goldens.json with transformers' own processors: the reference for ours.
 
 Needs an environment in which transformers' video processors work, so one with a torchvision that matches torch (the
-project itself does without). `python tools/make_processor_goldens.py`. Beside a CPU-only torch, torchvision's wheel
+project itself does without). `python tools/make_processor_goldens.py`. Next to a CPU-only torch, torchvision's wheel
 may fail to register its C++ operators; the two declarations below are enough, since none of them is called here.
 """
 

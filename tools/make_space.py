@@ -28,7 +28,7 @@ LARGEST_FILE = 10 * 10**6  # a larger one is rejected by a plain git push
 class Hardware:
     """What a kind of Space needs.
 
-    `torch`: the version, empty for the tested one. `index`: where torch comes from beside PyPI. `preload`: the
+    `torch`: the version, empty for the tested one. `index`: where torch comes from, apart from PyPI. `preload`: the
     checkpoint that is downloaded when the Space is built, not when it starts.
     """
 

@@ -140,7 +140,7 @@ from PyPI. Versions are those of [constraints.txt](../constraints.txt), licences
 Written by `tools/supply_chain.py`. Packages that only the tests need are in no image and on no Space.
 
 The wheels of the three decoders contain FFmpeg, whose terms are not the package's own; each build says of itself:
-`opencv-python-headless` "LGPL version 2.1 or later"; `av` "LGPL version 3 or later", beside x264 and x265, which are
+`opencv-python-headless` "LGPL version 2.1 or later"; `av` "LGPL version 3 or later", with x264 and x265, which are
 GPL-2.0; `decord` "nonfree and unredistributable" (it was built with `--enable-gpl --enable-nonfree`). Installing decord
 from PyPI is fine; an image that contains it must not be passed on: build one for others with
 `--build-arg DECORD=0`, and PyAV decodes in its place ([deploy.md](deploy.md)).

@@ -41,7 +41,7 @@ MATCHES = ("tokens", "flops")
 EVALUATED = ("heldout", "validation")
 PER_CLIP = 5  # more clips say more than more questions about one clip
 CLIPS_PER_SEED = 1_000_000
-QUESTIONS_DRAW = 2  # beside the clip's number, the seed of which of its questions are asked
+QUESTIONS_DRAW = 2  # with the clip's number, the seed of which of its questions are asked
 THIRDS = ("early", "middle", "late")
 MAX_JOBS = 4
 ROUND = 6  # decimals in the document
@@ -133,7 +133,7 @@ def evaluate(
 def choose_clips(backbone: Backbone, plan: Plan) -> list[SyntheticClip]:
     """Clips of the plan's split from its seed on, with `per_clip` questions each, at the model's resolution.
 
-    A clip has one question of each kind it allows; which of the kinds are asked is drawn anew for every clip, so that
+    A clip has one question of each kind it allows; which of the kinds are asked is drawn for each clip, so that
     a kind with many possible questions is asked no more often than one with few.
     """
     video = backbone.processor.video

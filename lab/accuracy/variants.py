@@ -164,7 +164,7 @@ ABLATION = (
     variant("sharp", "All, dedup_absorb=drop", dedup_absorb="drop"),
     variant("random", layer=1),
 )
-# Methods that prune before the LLM and number what is left anew, and the same with positions kept.
+# Methods that prune before the LLM and renumber what is left, and the same with positions kept.
 RENUMBERED = (
     variant("vanilla"),
     *(

@@ -22,7 +22,7 @@ from lab.tabletop.truth import Truth
 from lab.world.generate import clip_seed
 
 FOLDER = Path("runs/tabletop")
-CROWDED = 4  # beside the scene's number, the seed of a crowd
+CROWDED = 4  # with the scene's number, the seed of a crowd
 
 
 def cached_path(folder: Path, split: str, seed: int) -> Path:

@@ -10,7 +10,7 @@ from lab.tabletop.studio import MODEL_SIDE
 from lab.world.generate import clip_scenes, clip_seed, resize, sampled_frames
 from lab.world.records import INTERVALS, Split
 
-FOREIGN = 2  # beside the clip's number, the seed of a foreign clip
+FOREIGN = 2  # with the clip's number, the seed of a foreign clip
 Painter = Callable[[np.random.Generator, int], np.ndarray]
 
 

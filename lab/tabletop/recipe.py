@@ -35,7 +35,7 @@ STAGES = (
 
 @dataclass(frozen=True)
 class Recipe(recipe.Recipe):
-    """Everything that decides a training run, beside the seed.
+    """Everything that decides a training run, apart from the seed.
 
     The tower is trained on `crowds`, scenes with more things in them than any clip has. `foreign_clips` of no table are
     pooled with the rendered ones; `tower_foreign` of their frames are in every batch of the tower, and `foreign` is

@@ -135,7 +135,7 @@ def _totals(name: str, result: dict[str, Any]) -> str:
 
 
 def _last_of_each_start(log: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    # The clock starts anew with every resume: the last row before it falls back holds that stretch's time.
+    # Each resume restarts the clock: the last row before it falls back holds that stretch's time.
     for row, after in zip(log, [*log[1:], {"seconds": -1}], strict=True):
         if after["seconds"] < row["seconds"]:
             yield row

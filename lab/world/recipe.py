@@ -81,7 +81,7 @@ STAGES = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training run, beside the family and the seed."""
+    """Everything that decides a training run, apart from the family and the seed."""
 
     shape: TinyShape = SHAPE
     tower_steps: int = 300

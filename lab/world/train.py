@@ -343,7 +343,7 @@ def _finish(run: Training, out: Path) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """What the numbers depend on beside the seed."""
+    """What the numbers depend on apart from the seed."""
     try:
         asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
         commit = asked.stdout.strip()

@@ -35,7 +35,7 @@ class VideoFeatures:
 
 @dataclass
 class EncodedVideo(BaseModelOutputWithPooling):
-    """What `get_video_features` returns, with the tower's signals beside it for methods that choose by them."""
+    """What `get_video_features` returns, and the tower's signals for methods that choose by them."""
 
     signals: VisionSignals | None = None
 

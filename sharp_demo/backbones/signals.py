@@ -24,7 +24,7 @@ class VisionSignals:
     received : [N] fp32, attention that a token receives: softmax, mean over heads and over all queries of its frame
         (or temporal patch). Neither tower has a class token, so there is no better single query.
     keys : [N, head_dim] fp32, keys without rotation, mean over heads.
-    ms : what computing them took, beside the tower's own pass.
+    ms : what computing them took, without the tower's own pass.
 
     Patches become tokens as features do: bilinear pooling (LLaVA-OneVision), the mean of a 2 x 2 merge group
     (Qwen2-VL).

@@ -33,7 +33,7 @@ def flops(
     text_tokens: Annotated[int, typer.Option(min=1, help="text tokens of the prompt, for the exact figures")] = 40,
     option: Annotated[list[str] | None, typer.Option(help="a method option, name=value: layer=3")] = None,
     reference: Annotated[
-        bool, typer.Option("--reference", help="print the paper's tables beside our figures, and nothing else")
+        bool, typer.Option("--reference", help="print the paper's tables next to our figures, and nothing else")
     ] = False,
 ) -> None:
     """Print what a prefill costs: paper-convention TFLOPs first, then exact TFLOPs and KV cache."""

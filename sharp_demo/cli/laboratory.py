@@ -13,7 +13,7 @@ from sharp_demo.errors import InputError
 
 
 def _find_laboratory(command: str) -> None:
-    """Make `lab` importable, which stands beside the package in a checkout and in no wheel; InputError without it."""
+    """Make `lab` importable, which stands next to the package in a checkout and in no wheel; InputError without it."""
     from sharp_demo.settings import ROOT
 
     if not (ROOT / "lab" / "__init__.py").is_file():

@@ -315,7 +315,7 @@ def token_view(result: Result, layout: Layout | None = None) -> dict[str, Any]:
 
 
 def comparison_with(result: Result | None, baseline: Result | None) -> dict[str, Any]:
-    """Return what a column says about its answer beside vanilla's: marked words, badge, and how sure it was."""
+    """Return what a column says about its answer compared with vanilla's: marked words, badge, and how sure it was."""
     if result is None:
         return {"words": [], "badge": None, "sure": None}
     own, other = result.first_token_prob, baseline.first_token_prob if baseline else None

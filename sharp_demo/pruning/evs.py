@@ -28,7 +28,7 @@ class EVS(Method):
     budget is one for the whole video and exact, so a scene cut takes most of it.
 
     Deviations: the kept count is round(retention * N), in vLLM it is floored. vLLM never keeps less than one frame;
-    a retention below that is refused here. Positions are counted anew for LLaVA-OneVision, where a shorter prompt is
+    a retention below that is refused here. Positions are renumbered for LLaVA-OneVision, where a shorter prompt is
     an ordinary one, and stay as they are for Qwen2-VL.
     """
 

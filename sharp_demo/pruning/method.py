@@ -39,7 +39,7 @@ GROUPS = {
 
 
 REINDEX = (
-    "LLaVA-OneVision: number the positions of what is left anew, as the original does; off, and always on Qwen2-VL, "
+    "LLaVA-OneVision: renumber the positions of what is left, as the original does; off, and always on Qwen2-VL, "
     "tokens keep their own"
 )
 

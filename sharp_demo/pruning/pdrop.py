@@ -75,7 +75,7 @@ class PDrop(Method):
         costs=True,
     )
     reindex_positions: bool = knob(
-        False, "number the positions of what is left anew after every cut, as the official code does; not for Qwen2-VL"
+        False, "renumber the positions of what is left after every cut, as the official code does; not for Qwen2-VL"
     )
 
     def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:

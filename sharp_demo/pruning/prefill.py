@@ -29,7 +29,7 @@ Injection = Callable[[int, Tensor], Tensor | None]
 
 @dataclass
 class PromptContext:
-    """What a method may need beside the running prefill: the model, its processor, and a place for cached biases."""
+    """What a method may need besides the running prefill: the model, its processor, and a place for cached biases."""
 
     model: nn.Module
     processor: Any  # ours or transformers'; None when the caller gave none

@@ -61,7 +61,7 @@ class SharpV(Method):
         "shares of the frames: the published ones, which ignore retention (adaptive), or times one factor to meet it",
         choices=("scaled", "adaptive"),
     )
-    spatial_weight: float = knob(1.0, "w: weight of the spatial dissimilarity beside the temporal one", low=0)
+    spatial_weight: float = knob(1.0, "w: weight of the spatial dissimilarity, relative to the temporal one", low=0)
     frame_mean: str = knob(
         "raw", "the mean of a frame is of its tokens, or of their directions", choices=("raw", "unit")
     )

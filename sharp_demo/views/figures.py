@@ -265,7 +265,7 @@ def _ramp(index: int, count: int) -> str:
 
 
 def speedup_bars(results: Sequence[Result]) -> go.Figure:
-    """Put the measured prefill speed-up beside what exact and paper FLOPs promise; needs a vanilla result."""
+    """Put the measured prefill speed-up next to what exact and paper FLOPs promise; needs a vanilla result."""
     figure = styled(strings.CHART_SPEED, "", strings.CHART_SPEED_Y, _tall(results))
     baseline = baseline_of(results)
     if baseline is None:

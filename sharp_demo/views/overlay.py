@@ -191,7 +191,7 @@ def _draw_mark(pen: ImageDraw.ImageDraw, mark: str, left: float, top: float, sid
 
 
 def filmstrip(frames: np.ndarray, result: Result, width: int = 160, gap: int = 3, whole: Layout | None = None) -> bytes:
-    """Draw all layout frames of one result beside each other as the page does: dropped, merged, and why kept; JPEG.
+    """Draw all layout frames of one result side by side as the page does: dropped, merged, and why kept; JPEG.
 
     `frames` are the sampled frames, uint8 [T, H, W, 3]; `whole` is the layout that covers all of them, where it is not
     the result's own.

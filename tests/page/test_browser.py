@@ -138,7 +138,7 @@ def test_upload_ask_run_move_and_run_again(watched, server, clip):
     for answer in page.locator(".sd-answer").all_inner_texts():
         assert answer.strip() not in ("", "…")
     for note in page.locator(".sd-note").all_inner_texts():
-        assert note, "the embedded model's limits stand beside every answer"
+        assert note, "the embedded model's limits stand next to every answer"
 
     page.wait_for_selector(".sd-canvas")
     first, drawn = labels(page), pictures(page)
@@ -393,7 +393,7 @@ def test_by_keyboard_from_an_example_to_scrubbing(watched, server):
 
 
 def test_a_long_stage_counts_its_seconds_silently(watched, talkative_server, clip):
-    """One method that never ends its answer: the message stays, the seconds beside it go on."""
+    """One method that never ends its answer: the message stays, the seconds next to it go on."""
     watched.open(talkative_server)
     page = watched.page
     upload(page, clip)

@@ -1,4 +1,4 @@
-"""The modes beside the comparison, in headless Chromium on the real engine and the embedded model."""
+"""The modes next to the comparison, in headless Chromium on the real engine and the embedded model."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ SCRUB = """() => new Promise(done => {
 
 @pytest.mark.full
 def test_scrubbing_and_payload(watched, server, measured):
-    """32 frames and four methods: the median frame while scrubbing, and what a whole visit loads beside Gradio."""
+    """32 frames and four methods: the median frame while scrubbing, and what a whole visit loads apart from Gradio."""
     sizes: dict[str, int] = {}
     addresses: dict[str, str] = {}
     wire = watched.page.context.new_cdp_session(watched.page)

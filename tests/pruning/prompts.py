@@ -141,7 +141,7 @@ def masked(
 def naive_logits(prompt: Prompt, stages: dict[int, Tensor], answer: list[int], *, renumbered: bool) -> Tensor:
     """Logits [len(answer) + 1, vocab] after the prompt and after each answer token, all fed at once, without a cache.
 
-    At each stage the visual tokens that are not in it go; with `renumbered` the rows that are left are numbered anew.
+    At each stage the visual tokens that are not in it go; with `renumbered` the rows that are left are renumbered.
     """
     model, lm = prompt.model, prompt.model.model.language_model
     inputs = prompt.inputs()

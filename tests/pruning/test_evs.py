@@ -102,7 +102,7 @@ def test_below_one_frame_it_is_refused_with_the_limit(prompt: Prompt) -> None:
 
 @pytest.mark.parametrize("reindex", [True, False])
 def test_pruning_before_the_llm_is_a_shorter_prompt(prompt: Prompt, reindex: bool) -> None:
-    """LLaVA-OneVision numbers the shorter prompt anew unless told not to, Qwen2-VL never; answers and caches agree."""
+    """LLaVA-OneVision renumbers the shorter prompt unless told not to, Qwen2-VL never; answers and caches agree."""
     mrope = prompt.tokens.get("position_ids") is not None
     with EVS(retention=0.4, reindex_positions=reindex)(prompt.model) as run:
         ids, logits, cache = greedy(prompt)

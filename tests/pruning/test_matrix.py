@@ -172,9 +172,9 @@ def check_counts(name: str, prompt: Prompt, retention: float) -> None:
             assert rows[:start] == before[:start]
             assert rows[start - text :] == before[start - text :]
         before = rows
-    anew = any(part.active and getattr(part, "reindex_positions", False) for part in method.parts)
-    # Where something went before the LLM; three axes are never numbered anew.
-    assert renumbered == (anew and counts[0] < n and "position_ids" not in prompt.tokens)
+    renumbers = any(part.active and getattr(part, "reindex_positions", False) for part in method.parts)
+    # Where something went before the LLM; three axes are never renumbered.
+    assert renumbered == (renumbers and counts[0] < n and "position_ids" not in prompt.tokens)
     if seen and len(kept) == counts[-1] and not renumbered:
         assert before[start : start - text] == prompt.layout.index[record.kept].tolist()
 

@@ -218,7 +218,7 @@ def test_three_axes_are_not_renumbered(tiny_qwen: Backbone) -> None:
 @pytest.mark.parametrize("cuts", [(1, 3), (0, 2), (0, 1, 2, 3), (3,)])
 @pytest.mark.parametrize("compact", [True, False])
 def test_stages_that_renumber_equal_a_plain_loop(compact: bool, cuts: tuple[int, ...], tiny_llava: Backbone) -> None:
-    """The whole answer at once without a cache against prefill and steps; numbers begin anew at every stage."""
+    """The whole answer at once without a cache against prefill and steps; numbers start again at every stage."""
     prompt = Prompt(tiny_llava)
     with Every(cuts=cuts, step=2, compact=compact)(prompt.model) as run:
         ids, logits, _ = greedy(prompt)

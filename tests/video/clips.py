@@ -79,7 +79,7 @@ def write_clip(
     rotation, mirrored : the display matrix mirrors left to right, then turns counter-clockwise by degrees.
     times : presentation times in seconds (milliseconds are kept); overrides `fps`.
     gop : frames between key frames.
-    options, container : options of encoder and muxer, beside the defaults; audio adds a silent AAC or Opus track.
+    options, container : options of encoder and muxer, on top of the defaults; audio adds a silent AAC or Opus track.
     """
     path = Path(path)
     encoder, defaults = ENCODERS[codec]
