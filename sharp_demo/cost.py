@@ -4,7 +4,9 @@ Two conventions stand side by side. **Paper** TFLOPs are the ones the pruning pa
 multiply-add counted once, attention square and not causal, key/value heads as wide as query heads, an MLP of two
 matrices. **Exact** TFLOPs are what the decoder really executes: text tokens too, causal attention, grouped key/value
 heads, the three matrices of SwiGLU, one row of logits; one multiply-add counted as two operations, as on a GPU's data
-sheet. Neither contains the vision tower, norms, softmax, or token-similarity work, which are shown as time instead.
+sheet. Neither contains the vision tower, norms or softmax, which are shown as time instead. Scoring adds what a class
+states (`overhead`): rows of attention, and the matrix products of a selection by similarity. What is compared
+token by token, or for merging alone, is shown as time.
 """
 
 from __future__ import annotations
@@ -169,6 +171,7 @@ class Prunes:
     ----------
     shape : the decoder. text, prefix : all text tokens of the prompt, and those before the video.
     stages : (layer, kept) of each stage. before : visual tokens that each stage chooses among.
+    frames : layout frames of the video.
     """
 
     shape: ModelShape
@@ -176,6 +179,7 @@ class Prunes:
     prefix: int
     stages: Sequence[tuple[int, int]]
     before: Sequence[int]
+    frames: int = 1
 
     def rows(self, *, project_keys: bool = False, with_text: bool = True, inside: bool = False) -> int:
         """Return the multiply-adds of one row of scores for each stage; `inside`: only of those after layer 0.

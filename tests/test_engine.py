@@ -255,6 +255,8 @@ def test_flops_matched_budgets_cost_what_fastv_costs(engine: Engine, request_for
         ("pdrop", {}),
         ("visionzip", {"dominant": 64}),
         ("evs", {}),
+        ("divprune", {}),
+        ("divprune", {"scope": "frame", "first": "mean"}),
         ("sharpv", {}),
         ("framefusion", {}),
         ("framefusion", {"similarity": 1.0}),

@@ -103,7 +103,7 @@ def _cost_table(config: str, method: Method, shape: ModelShape, n: int, frames: 
     table.caption = (
         f"tokens per layer: {_runs(per_layer)}\n"
         f"exact: 2 x multiply-adds with {text_tokens} text tokens, causal attention, grouped heads, SwiGLU, one row "
-        "of logits; without vision tower and token similarities"
+        "of logits; without vision tower and merging"
     )
     if method.adaptive:
         table.caption += f"\nnominal: how many tokens {method.name} keeps in each layer depends on the video"

@@ -104,7 +104,8 @@ def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, col
     for part in method.fitted(shape.layers).parts:
         own = config_of(part)
         if part.active:
-            extra.update(part.overhead_macs(shape, n, text, prefix, achieved=achieved))
+            macs = part.overhead_macs(shape, n, text, prefix, frames=run.layout.frames, achieved=achieved)
+            extra.update(macs)
         if "segm_layers" in own:
             options = own
     if not cold:

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sharp_demo.errors import MethodError
 from sharp_demo.lazy import LazyModule
+from sharp_demo.pruning.method import REINDEX, Method, knob
+from sharp_demo.pruning.outcome import Selection
+from sharp_demo.pruning.schedule import Schedule, budget
 
 if TYPE_CHECKING:
+    import torch
     import torch.nn.functional as F
     from torch import Tensor
 
     from sharp_demo.pruning.prefill import Prefill
 else:
-    F = LazyModule("torch.nn.functional")
+    torch, F = LazyModule("torch"), LazyModule("torch.nn.functional")
+
+
+@dataclass(frozen=True)
+class WholeFrames(Method, ABC):
+    """A method that chooses among the tokens that enter the LLM and keeps exactly its budget of them."""
+
+    where = "before"
+
+    reindex_positions: bool = knob(True, REINDEX)
+
+    def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
+        return [(0, budget(self.retention, n))]
+
+    def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
+        if layer:
+            return None
+        kept = self.choose(input_frames(self.name, prefill), budget(self.retention, len(prefill.layout)), prefill)
+        return Selection(kept, compact=self.reindex_positions and prefill.family.renumbers)
+
+    @abstractmethod
+    def choose(self, frames: Tensor, k: int, prefill: Prefill) -> Tensor:
+        """Return k ascending indices into the tokens of all frames; frames [F, P, d] in fp32."""
 
 
 def input_frames(method: str, prefill: Prefill) -> Tensor:
@@ -34,3 +63,22 @@ def dissimilarity(u: Tensor, v: Tensor) -> Tensor:
     distance 1 from every other.
     """
     return (F.normalize(u, dim=-1) - F.normalize(v, dim=-1)).norm(dim=-1)
+
+
+def even_split(total: int, parts: int) -> list[int]:
+    """Split `total` into whole numbers that differ by at most one: floor((i + 1) t / parts) - floor(i t / parts)."""
+    return [(i + 1) * total // parts - i * total // parts for i in range(parts)]
+
+
+def first_of_each(ranked: Tensor, counts: Sequence[int], size: int) -> Tensor:
+    """Indices, ascending, into the tokens of all frames of the counts[t] tokens that are ranked first in frame t.
+
+    ranked : [F, m] tokens of each frame of `size` tokens, best first, m at least the largest count. Counts are known
+    to the host, so nothing waits for the device.
+    """
+    from sharp_demo.pruning.attention import to_device
+
+    places = [frame * ranked.shape[1] + rank for frame, count in enumerate(counts) for rank in range(count)]
+    offsets = [frame * size for frame, count in enumerate(counts) for _ in range(count)]
+    at, offset = (to_device(values, torch.long, ranked.device) for values in (places, offsets))
+    return (ranked.flatten()[at] + offset).sort().values

@@ -180,7 +180,7 @@ class Method:
         before = [n, *(kept for _, kept in stages)]
         if achieved is not None:
             before = [achieved[layer - 1] if layer else n for layer, _ in stages]
-        return self.overhead(Prunes(shape, text_tokens, prefix_tokens, stages, before))
+        return self.overhead(Prunes(shape, text_tokens, prefix_tokens, stages, before, frames))
 
     def least_retention(self, layers: int, frames: int) -> float:
         """The least retention that the method takes on so many decoder layers and layout frames; 0: any."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sharp_demo.lazy import LazyModule
-from sharp_demo.pruning.frames import dissimilarity, input_frames
+from sharp_demo.pruning.frames import dissimilarity, first_of_each, input_frames
 from sharp_demo.pruning.method import REINDEX, Method, knob
 from sharp_demo.pruning.outcome import Selection
 from sharp_demo.pruning.schedule import Schedule, budget
@@ -168,7 +168,4 @@ def scaled_counts(ratios: Sequence[float], size: int, total: int) -> list[int]:
 def best_of_each_frame(scores: Tensor, counts: Sequence[int]) -> Tensor:
     """Indices, ascending, of the counts[t] highest of scores [F, f] in each frame t; ties by the lower index."""
     order = scores.sort(dim=1, descending=True, stable=True).indices
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(scores.shape[1], device=order.device).expand_as(order)
-    )
-    return (rank < torch.tensor(counts, device=rank.device)[:, None]).flatten().nonzero().squeeze(1)
+    return first_of_each(order, counts, scores.shape[1])

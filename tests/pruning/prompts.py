@@ -221,3 +221,14 @@ def shortened(
     follow = torch.arange(second_turn)[None] + 7
     logits.append(run(lm.embed_tokens(follow), last + 1 + torch.arange(second_turn)))
     return ids, torch.stack(logits)
+
+
+def frames_of(prompt: Prompt) -> Tensor:
+    """The visual tokens as they enter the language model, [frames, tokens per frame, d]."""
+    layout = prompt.layout
+    return prompt.features.features[: len(layout)].float().view(layout.frames, layout.rows * layout.cols, -1)
+
+
+def random_rows(n: int, d: int, seed: int = 0) -> Tensor:
+    """Normal features [n, d], the same for the same seed."""
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))

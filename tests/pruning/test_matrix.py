@@ -279,6 +279,7 @@ def test_retention_one_is_vanilla(name: str, backbone: str, retention: float, pr
     ("name", "options"),
     [
         ("evs", {}),
+        ("divprune", {}),
         ("sharpv", {"memory_threshold": -1}),
         ("framefusion", {}),
         ("visionzip", {}),
