@@ -1,6 +1,6 @@
 """Damaged and hostile clips, decoded and sent to the running app: docs/results/fuzz-video.md and .json.
 
-Usage: python tools/fuzz_video.py [COPIES_PER_CODEC] [--output docs/results/fuzz-video]      (default: 200 copies)
+Usage: python tools/fuzz_video.py [COPIES] [--output docs/results/fuzz-video]      (default: 200 copies)
 The cases are those of tests/video/test_fuzz.py, first decoded by this process, then uploaded to a server of its own and
 asked about, as in tests/web/test_fuzz_server.py. Every check made there is made here, and a failed one ends the run.
 """
@@ -101,10 +101,10 @@ def hostile(folder: Path, limits: Settings, peaks: Peaks) -> list[dict[str, Any]
 
 
 def through_server(copies: int, folder: Path) -> dict[str, Any]:
-    """One row per codec and one of all hostile files, and what the server's process was like before and after."""
+    """One row per kind of damage and one of all hostile files, and the server's process before and after."""
     with served.watched_app(folder, rounds=served.WARM_ROUNDS) as server:
         rows, first = [], server.resident_mb()
-        for kind in (*SOURCES, "hostile"):
+        for kind in (*SOURCES, *AIMED, "hostile"):
             before, children = server.resident_mb(), len(server.child_peaks())
             files = served.hostile(folder) if kind == "hostile" else served.damaged(kind, copies, folder)
             sent = server.send_all(files)
@@ -149,11 +149,13 @@ def markdown(document: dict[str, Any]) -> str:
         "",
         f"`python tools/fuzz_video.py {document['damaged'][0]['clips']}`: {total} damaged copies (flipped bytes, cuts, "
         "wrong box sizes, holes, repeated",
-        f"pieces) and {len(document['hostile'])} hostile files, decoded one after another by one process on "
+        "pieces; in display matrices, SEI and Matroska elements: noise, extreme numbers, flipped bits, what another "
+        "one holds)",
+        f"and {len(document['hostile'])} hostile files, decoded one after another by one process on "
         f"{host['cores']} cores of an {host['cpu']}, shared with other work.",
         "It outlived all of them; every one ended with six frames or a typed message.",
         "",
-        "| codec | clips | outcomes | median s | slowest s | growth of the process, MB | child's peak, MB |",
+        "| damaged | clips | outcomes | median s | slowest s | growth of the process, MB | child's peak, MB |",
         "|---|---:|---|---:|---:|---:|---:|",
     ]
     for row in document["damaged"]:
@@ -192,7 +194,7 @@ def markdown(document: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("copies", nargs="?", type=int, default=200, help="damaged copies of each codec")
+    parser.add_argument("copies", nargs="?", type=int, default=200, help="damaged copies of each kind")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="files to write, without their endings")
     options = parser.parse_args()
     peaks, limits = Peaks(), Settings()

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import random
 import resource
 import subprocess
 import time
@@ -23,7 +22,7 @@ from sharp_demo import strings
 from tests.page.test_api import call, file_data, upload
 from tests.serving import serving
 from tests.video.clips import write_clip
-from tests.video.test_fuzz import HOSTILE, SOURCES, mutate
+from tests.video.test_fuzz import AIMED, HOSTILE, SOURCES, copies, write_source
 from tests.video.test_refusals import assert_fit_for_users
 from tests.web.watch import watching
 
@@ -109,15 +108,14 @@ def watched_app(folder: Path, rounds: int = 1) -> Iterator[Server]:
         yield server
 
 
-def damaged(codec: str, count: int, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the damaged copies of test_fuzz.py, each in a file of its own."""
-    name, rng = SOURCES[codec], random.Random(f"{codec} 1")
-    whole = write_clip(folder / name, codec, frames=24).read_bytes()
-    for number in range(count):
-        path = folder / f"{codec}-{number}" / name
+def damaged(kind: str, count: int, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the damaged copies of test_fuzz.py, each in a file of its own; `kind` is of `SOURCES` or `AIMED`."""
+    source = write_source(kind, folder)
+    for number, data in enumerate(copies(kind, source.read_bytes(), count)):
+        path = folder / f"{kind}-{number}" / source.name
         path.parent.mkdir()
-        path.write_bytes(mutate(whole, rng))
-        yield codec, path
+        path.write_bytes(data)
+        yield kind, path
 
 
 def hostile(folder: Path, names: Iterable[str] = HOSTILE) -> Iterator[tuple[str, Path]]:
@@ -142,19 +140,20 @@ QUICK = ("HLS playlist named .mp4", "100 video tracks", "no frame at all", "AV1"
 def test_the_running_app_outlives_a_sample(tmp_path):
     with watched_app(tmp_path) as server:
         before = server.resident_mb()
-        sent = [one for codec in SOURCES for one in server.send_all(damaged(codec, 4, tmp_path))]
+        kinds = {**dict.fromkeys(SOURCES, 4), **dict.fromkeys(AIMED, 2)}
+        sent = [one for kind, count in kinds.items() for one in server.send_all(damaged(kind, count, tmp_path))]
         check_hostile(server.send_all(hostile(tmp_path, QUICK)))
         server.assert_whole(before)
-    assert len(sent) == 4 * len(SOURCES)
+    assert len(sent) == sum(kinds.values())
     assert {bool(one.says) for one in sent} == {True, False}, "some are answered, some refused"
 
 
 @pytest.mark.full
-@pytest.mark.timeout(1800)
-def test_the_running_app_outlives_a_thousand(tmp_path):
+@pytest.mark.timeout(3600)
+def test_the_running_app_outlives_two_hundred_of_each_kind(tmp_path):
     with watched_app(tmp_path, rounds=WARM_ROUNDS) as server:
         before = server.resident_mb()
-        sent = [one for codec in SOURCES for one in server.send_all(damaged(codec, 200, tmp_path))]
+        sent = [one for kind in (*SOURCES, *AIMED) for one in server.send_all(damaged(kind, 200, tmp_path))]
         check_hostile(server.send_all(hostile(tmp_path)))
         server.assert_whole(before)
-    assert len(sent) == 1000
+    assert len(sent) == 200 * len((*SOURCES, *AIMED))
