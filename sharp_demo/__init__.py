@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sharp_demo.backbones.load import Backbone, load
     from sharp_demo.engine.generation import answer
+    from sharp_demo.pruning.cdpruner import CDPruner
     from sharp_demo.pruning.divprune import DivPrune
     from sharp_demo.pruning.evs import EVS
     from sharp_demo.pruning.fastv import FastV
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "EVS",
     "Backbone",
+    "CDPruner",
     "Clip",
     "DivPrune",
     "FastV",

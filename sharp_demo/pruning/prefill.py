@@ -81,7 +81,9 @@ class Prefill(LayerPass):
         self.start, self._text_before_end = int(index[0]), int(index[-1]) + 1 - len(index)
         is_text = torch.ones(hidden.shape[1], dtype=torch.bool).index_fill(0, index, False)
         self.rows = to_device(index.tolist(), torch.long, hidden.device)
-        self.text = to_device(is_text.nonzero().squeeze(1).tolist(), torch.long, hidden.device)
+        self._last_visual = int(index[-1])
+        self._text_rows: list[int] = is_text.nonzero().squeeze(1).tolist()
+        self.text = to_device(self._text_rows, torch.long, hidden.device)
         self.slots = torch.arange(len(self.layout), device=hidden.device)
         self._last_input = hidden[:, -1:]
 
@@ -148,6 +150,22 @@ class Prefill(LayerPass):
         at = self.rows.tolist()
         between = tuple(sorted(set(range(self.start, at[-1] + 1)).difference(at)))
         return Span(self.start, tuple((at[a], at[b - 1] + 1) for a, b in ranges), text_visible, between)
+
+    def text_around(self, *, before: bool = True, marks: bool = True) -> Tensor:
+        """Return the current rows of the text behind the video and, unless told not to, of that before it.
+
+        LLaVA-OneVision's newline and text between frames are not among them; without `marks` neither are the tokens
+        that only say where a video starts and ends.
+        """
+        config, ids = self.context.model.config, self.context.prompt_ids
+        bounds = [] if marks else ["vision_start_token_id", "vision_end_token_id"]
+        left_out = {self.family.visual_token_id(config), *(getattr(config, name, None) for name in bounds)}
+        chosen = [
+            place
+            for place, row in enumerate(self._text_rows)
+            if (row > self._last_visual or (before and row < self.start)) and ids[row] not in left_out
+        ]
+        return self.text[to_device(chosen, torch.long, self.text.device)]
 
     @property
     def frames(self) -> Tensor:

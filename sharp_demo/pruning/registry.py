@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from sharp_demo.errors import MethodError
+from sharp_demo.pruning.cdpruner import CDPruner
 from sharp_demo.pruning.divprune import DivPrune
 from sharp_demo.pruning.evs import EVS
 from sharp_demo.pruning.fastv import FastV
@@ -25,7 +26,7 @@ from sharp_demo.pruning.visionzip import VisionZip
 from sharp_demo.pruning.with_sharp import HoliTomShaRP, VisionZipShaRP
 
 METHODS: tuple[type[Method], ...] = (
-    *(Vanilla, FastV, Feather, ShaRP, PDrop, FrameFusion, VisionZip, HoliTom, SharpV, EVS, DivPrune),
+    *(Vanilla, FastV, Feather, ShaRP, PDrop, FrameFusion, VisionZip, HoliTom, SharpV, EVS, DivPrune, CDPruner),
     *(VisionZipShaRP, HoliTomShaRP),
     *(Random, Uniform, Latest),
 )

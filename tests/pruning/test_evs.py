@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.errors import MethodError
+from sharp_demo.pruning.cdpruner import CDPruner
 from sharp_demo.pruning.divprune import DivPrune
 from sharp_demo.pruning.evs import EVS
 from sharp_demo.pruning.fastv import FastV
@@ -121,7 +122,9 @@ def test_in_combinations_it_comes_first(prompt: Prompt) -> None:
     assert run.visual_per_layer == [budget(0.5, n)] * 2 + [budget(0.2, n)] * 2
 
 
-@pytest.mark.parametrize("method", [EVS, SharpV, VisionZip, HoliTom, DivPrune], ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    "method", [EVS, SharpV, VisionZip, HoliTom, DivPrune, CDPruner], ids=lambda method: method.name
+)
 def test_whole_frames_are_needed(method: type[Method], tiny: Backbone) -> None:
     """Behind a method that has dropped before the LLM it says so, before it has written anything down."""
     prompt = Prompt(tiny, scenes(8)[:1].repeat(8, 0))  # a still, so that FrameFusion merges at once
