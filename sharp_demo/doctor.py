@@ -203,7 +203,7 @@ def _unusable(settings: Settings) -> Iterator[Finding]:
         try:
             method_class(name)
         except MethodError as error:
-            yield Finding("settings", "SHARP_METHODS", "fail", f"{error} Set it to some of these, comma-separated.")
+            yield Finding("settings", "SHARP_METHODS", "fail", f"{error}; set it to some of these, comma-separated")
             break
     if not (settings.assets / "clips" / "examples.json").is_file():
         yield Finding(

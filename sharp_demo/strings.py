@@ -293,6 +293,11 @@ def unknown_endpoint(name: str) -> str:
     return f"There is no such endpoint; the API has one: /{name}."
 
 
+def sentence(message: str) -> str:
+    """Return an error's message as visitors read it: errors start in lower case and end without a period."""
+    return message[:1].upper() + message[1:] + ("" if message.endswith((".", "!", "?")) else ".")
+
+
 def internal(run: str) -> str:
     return f"Something broke on our side; the server's log has the details (run {run}). Your inputs are kept."
 

@@ -524,7 +524,7 @@ def test_doctor_names_a_setting_that_the_app_would_not_start_with(
     wrong = [one for one in json.loads(shown.out)["findings"] if one["name"] == variable and one["status"] == "fail"]
     assert len(wrong) == 1
     assert says in wrong[0]["detail"]
-    assert "Set it to some of these" in wrong[0]["detail"]
+    assert "set it to some of these" in wrong[0]["detail"]
 
 
 def test_doctor_looks_at_the_disk_that_uploads_go_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,13 @@
-"""The house: imports go one way, nothing imports in a circle, the faces know nothing of torch."""
+"""The house: imports go one way and in no circle, faces know nothing of torch, errors read alike."""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,30 +19,67 @@ def test_imports_follow_the_layers_without_circles() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "sharp_demo",
-        "sharp_demo.cli",
-        "sharp_demo.engine",
-        "sharp_demo.engine.condition",
-        "sharp_demo.doctor",
-        "sharp_demo.records",
-        "sharp_demo.strings",
-        "sharp_demo.pruning.registry",
-        "sharp_demo.views.figures",
-        "sharp_demo.views.report",
-        "sharp_demo.video",
-        "sharp_demo.page.board",
-        "sharp_demo.page.runs",
-        "sharp_demo.page.controls",
-        "sharp_demo.page.menu",
-    ],
+FACES = (
+    "sharp_demo",
+    "sharp_demo.cli",
+    "sharp_demo.engine",
+    "sharp_demo.engine.condition",
+    "sharp_demo.doctor",
+    "sharp_demo.records",
+    "sharp_demo.strings",
+    "sharp_demo.pruning.registry",
+    "sharp_demo.views.figures",
+    "sharp_demo.views.report",
+    "sharp_demo.video",
+    "sharp_demo.page.board",
+    "sharp_demo.page.runs",
+    "sharp_demo.page.controls",
+    "sharp_demo.page.menu",
 )
-def test_faces_know_nothing_of_torch(module: str) -> None:
-    code = f"import {module}, sys; print(*{{'torch', 'transformers'}} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+
+
+def test_faces_know_nothing_of_torch() -> None:
+    """One process imports them one after another and names each that brought torch."""
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    heavy = {'torch', 'transformers'} & sys.modules.keys()\n"
+        "    if heavy: sys.exit(f'{name} imports {heavy}')\n"
+    )
+    command = [sys.executable, "-c", code, *FACES]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+ERRORS = {"InputError", "ModelError", "VideoError", "MethodError", "UnsupportedError", "QuestionError", "DecodeError"}
+
+
+def messages(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield line and text of every message that is written where its error is made; `{}` stands for a value."""
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ERRORS and node.args:
+            match node.args[-1]:
+                case ast.Constant(value=str(text)):
+                    yield node.lineno, text
+                case ast.JoinedStr(values=parts):
+                    yield (
+                        node.lineno,
+                        "".join(str(one.value) if isinstance(one, ast.Constant) else "{}" for one in parts),
+                    )
+
+
+def test_errors_start_in_lower_case_and_end_without_a_period() -> None:
+    """The page makes sentences of them (`strings.sentence`); a command line puts `error: ` before them."""
+    names = re.compile(r"[A-Z][a-z]+[A-Z]|[A-Z]{2}")  # PosC, OpenCV, ...
+    odd = [
+        f"{file.relative_to(ROOT)}:{line}: {text}"
+        for folder in ("sharp_demo", "lab")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for line, text in messages(file)
+        if text.endswith(".") or (text[0].isupper() and not names.match(text))
+    ]
+    assert not odd, "\n".join(odd)
 
 
 def test_only_the_settings_read_the_environment() -> None:

@@ -228,7 +228,7 @@ class Asked:
         for layer in range(shared):
             rows.before_layer(layer)
             if len(rows.rows) < len(self.layout):
-                raise UnsupportedError(f"{method.name} dropped tokens before the first stage of its schedule.")
+                raise UnsupportedError(f"{method.name} dropped tokens before the first stage of its schedule")
             state = self._step(state, layer, rows.attention(layer), part)
             cache.update(state.keys, state.values, layer)
             rows.hidden = state.hidden

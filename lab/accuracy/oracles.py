@@ -27,7 +27,7 @@ class Oracle(SingleStage):
     def select(self, prefill: Prefill, k: int) -> Selection:
         n = len(prefill.rows)
         if any(not 0 <= slot < n for slot in self.slots):
-            raise MethodError(f"{self.name}: a slot is outside 0..{n - 1}, the visual tokens of this video.")
+            raise MethodError(f"{self.name}: a slot is outside 0..{n - 1}, the visual tokens of this video")
         order = torch.rand(n, generator=torch.Generator().manual_seed(self.seed))
         order[list(self.slots)] += 1
         return Selection(order.topk(k).indices.sort().values.to(prefill.rows.device))

@@ -44,9 +44,7 @@ class Variant:
         if self.method in ORACLES:
             known = {"layer"}
             if set(self.options) - known:
-                raise MethodError(
-                    f"{self.method}: there is no option {min(set(self.options) - known)!r}; it has layer."
-                )
+                raise MethodError(f"{self.method}: there is no option {min(set(self.options) - known)!r}; it has layer")
             return ORACLES[self.method](retention=retention, **self.options)
         return make_method(self.method, retention, self.options)
 

@@ -161,7 +161,8 @@ class Board:
                 return True
             case MethodFailed(label=label, kind=kind, message=message):
                 column = self.column(label)
-                column.status, column.stage, column.kind, column.error = "error", strings.FAILED, kind, message
+                column.status, column.stage, column.kind = "error", strings.FAILED, kind
+                column.error = strings.sentence(message)
                 return True
             case Done():
                 self.close()

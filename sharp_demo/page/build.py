@@ -179,6 +179,6 @@ def clip_text(runs: Runs, path: str | None, session: str | None) -> str:
     try:
         return strings.clip_line(runs.engine.probe(path))
     except InputError as error:
-        return str(error)
+        return strings.sentence(str(error))
     finally:
         runs.checks.release()

@@ -213,8 +213,8 @@ class Runs:
         try:
             request = mode.request(values)
         except InputError as error:
-            yield self._ended(mode, Board(phase="error", message=str(error)))
-            raise Error(str(error), print_exception=False) from None
+            yield self._ended(mode, Board(phase="error", message=strings.sentence(str(error))))
+            raise Error(strings.sentence(str(error)), print_exception=False) from None
         visit = self.visits.of(session)
         visit.waiting = True
         visit.files.add(Path(request.video))
@@ -345,7 +345,7 @@ class Runs:
 def problem_of(error: Exception) -> str:
     """Return what to tell the visitor; what is not meant for visitors goes to the log."""
     if isinstance(error, SharpError):
-        return str(error)
+        return strings.sentence(str(error))
     log.exception("failed")
     return strings.NO_DISK if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else strings.INTERNAL
 

@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 ATTACHED = "_pruned_by"
 """Attribute of a text model that holds the runtime attached to it."""
 
-STATIC = "A static cache has a fixed length and cannot be pruned: use a DynamicCache, or none."
+STATIC = "a static cache has a fixed length and cannot be pruned: use a DynamicCache, or none"
 ALLOWED = ("output_hidden_states", "logits_to_keep", "return_dict")
 """Further arguments of a text model that a pruned pass honours, or that do not concern it."""
 
 PARTIAL = (
-    "Pruning needs the prompt in one pass that ends with it: no assisted or prompt-lookup decoding, "
-    "no prefill_chunk_size."
+    "pruning needs the prompt in one pass that ends with it: no assisted or prompt-lookup decoding, "
+    "no prefill_chunk_size"
 )
 
 
@@ -92,7 +92,7 @@ class _Runtime:
             embeddings = kwargs.get("inputs_embeds")
             if active and embeddings is not None and embeddings.shape[1] > 1:
                 raise UnsupportedError(
-                    "Pruning needs input_ids to know where the video is; inputs_embeds is not enough."
+                    "pruning needs input_ids to know where the video is; inputs_embeds is not enough"
                 )
             return
         cache = cache_in(kwargs)
@@ -115,14 +115,14 @@ class _Runtime:
                 return _Seen(visual_layout(self.config, first, grid), (), None, None)
             return None
         if not first_turn:
-            raise UnsupportedError("Pruning handles one video, in the first turn; this is a later one or a part of it.")
+            raise UnsupportedError("pruning handles one video, in the first turn; this is a later one or a part of it")
         if bool((ids != ids[:1]).any()):
-            raise UnsupportedError("Pruning needs the same prompt in every row of the batch (beams, samples).")
+            raise UnsupportedError("pruning needs the same prompt in every row of the batch (beams, samples)")
         if getattr(self._thread, "labels", False):
-            raise UnsupportedError("labels= needs logits of the whole prompt, which is shorter once it is pruned.")
+            raise UnsupportedError("labels= needs logits of the whole prompt, which is shorter once it is pruned")
         layout = visual_layout(self.config, first, grid)
         if int(layout.index[-1]) == len(first) - 1:
-            raise UnsupportedError("Pruning scores with the prompt's last token: text must follow the video.")
+            raise UnsupportedError("pruning scores with the prompt's last token: text must follow the video")
         if self.tap is not None:
             self.tap.clear()
         signals = getattr((kwargs.get("mm_encoder_outputs") or {}).get("video"), "signals", None)
@@ -186,7 +186,7 @@ class _Runtime:
     ) -> Prefill:
         self.run.method.check(len(lm.layers))
         if hidden.shape[0] > 1 and bool((hidden != hidden[:1]).any()):
-            raise UnsupportedError("Pruning needs the same video in every row of the batch.")
+            raise UnsupportedError("pruning needs the same video in every row of the batch")
         context = self.context
         context.prompt_ids, context.positions, context.signals = seen.ids, seen.positions, seen.signals
         if self.tap is not None and context.signals is None:
@@ -218,16 +218,16 @@ def _refuse_unsupported(attention_mask: Any, cache: Cache, use_cache: bool, kwar
     if isinstance(cache, StaticCache):
         raise UnsupportedError(STATIC)
     if not plain:
-        raise UnsupportedError("Pruning needs an unpadded prompt: pass one prompt, or several without padding.")
+        raise UnsupportedError("pruning needs an unpadded prompt: pass one prompt, or several without padding")
     if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        raise UnsupportedError("Pruning needs a plain DynamicCache: sliding and quantised caches cannot shrink.")
+        raise UnsupportedError("pruning needs a plain DynamicCache: sliding and quantised caches cannot shrink")
     if not use_cache:
-        raise UnsupportedError("Pruning needs use_cache=True: without a cache every step would prune again.")
+        raise UnsupportedError("pruning needs use_cache=True: without a cache every step would prune again")
     if kwargs.get("output_attentions"):
-        raise UnsupportedError("output_attentions is not available while tokens are pruned: read run.scores instead.")
+        raise UnsupportedError("output_attentions is not available while tokens are pruned: read run.scores instead")
     for name, value in kwargs.items():
         if name not in ALLOWED and value is not None and value is not False:
-            raise UnsupportedError(f"{name}= means nothing to the pruned pass, so it is refused: leave it out.")
+            raise UnsupportedError(f"{name}= means nothing to the pruned pass, so it is refused: leave it out")
 
 
 @contextmanager
@@ -253,19 +253,19 @@ def attached(
         core, lm = model.model, family_of(model.config).text_model(model)
     except (AttributeError, ModelError):
         known = " or ".join(family.title for family in FAMILIES)
-        raise UnsupportedError(f"{type(model).__name__} is not a {known} model from transformers.") from None
+        raise UnsupportedError(f"{type(model).__name__} is not a {known} model from transformers") from None
     if "sliding_attention" in (getattr(lm.config, "layer_types", None) or ()):
         raise UnsupportedError(
-            "This checkpoint uses sliding-window attention, which the pruning runtime does not support."
+            "this checkpoint uses sliding-window attention, which the pruning runtime does not support"
         )
     if any(map(_is_compiled, (core, lm, *lm.layers))):
         raise UnsupportedError(
-            "Parts of this model are compiled, and their graphs would not see what is dropped: compile the whole model."
+            "parts of this model are compiled, and their graphs would not see what is dropped: compile the whole model"
         )
     run = Run(method.fitted(len(lm.layers)), next(lm.parameters()).device)
     runtime = _Runtime(model, run, PromptContext(model, processor, bias_cache))
     if vars(lm).setdefault(ATTACHED, runtime) is not runtime:  # one step, so that of two threads one comes first
-        raise UnsupportedError("A pruning method is already attached to this model: leave its `with` block first.")
+        raise UnsupportedError("a pruning method is already attached to this model: leave its `with` block first")
 
     def forward(lm: nn.Module, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
         return runtime.forward(lm, *args, **kwargs)

@@ -56,7 +56,7 @@ class EVS(Method):
         if k < whole:
             raise MethodError(
                 f"{self.name}: keeps the first frame whole, {whole} of {n} tokens; ask for a retention of at least "
-                f"{whole / n:.4g}."
+                f"{whole / n:.4g}"
             )
         with prefill.stage("scores"):
             frames = input_frames(self.name, prefill)

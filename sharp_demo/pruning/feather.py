@@ -110,7 +110,7 @@ class Feather(Method):
     def _select(self, stage: int, prefill: Prefill) -> Selection:
         layout = prefill.layout
         if stage == 0 and len(prefill.slots) < len(layout):
-            raise MethodError("feather: its grid lies over whole frames, so it must come first in a combination.")
+            raise MethodError("feather: its grid lies over whole frames, so it must come first in a combination")
         scores = prefill.run.scores["raw"][prefill.slots]
         with prefill.stage("select"):
             if stage == 1:

@@ -126,7 +126,7 @@ class FrameFusion(Method):
         if self.active and self.retention * layers <= 1:
             raise MethodError(
                 f"{self.name}: retention {self.retention:g} is a mean over {layers} layers, and the first may see "
-                f"every token: it must be above 1/{layers} = {1 / layers:.3g}."
+                f"every token: it must be above 1/{layers} = {1 / layers:.3g}"
             )
 
     def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:

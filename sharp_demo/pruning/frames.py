@@ -52,7 +52,7 @@ def input_frames(method: str, prefill: Prefill) -> Tensor:
     """
     layout = prefill.layout
     if len(prefill.slots) < len(layout):
-        raise MethodError(f"{method}: compares whole frames, so it must come first in a combination.")
+        raise MethodError(f"{method}: compares whole frames, so it must come first in a combination")
     return prefill.hidden[0, prefill.rows].float().view(layout.frames, layout.rows * layout.cols, -1)
 
 

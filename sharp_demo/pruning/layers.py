@@ -170,8 +170,8 @@ class FirstLayerPruned:
         expected = self.last + 1 + length - self.held
         if position_ids is None or int(position_ids.flatten(0, -2)[-1, 0]) != expected:
             raise UnsupportedError(
-                "The first layer's cache was pruned too, so its length no longer counts the conversation: continue it "
-                f"with the new tokens only and their position_ids, from {expected} on."
+                "the first layer's cache was pruned too, so its length no longer counts the conversation: continue it "
+                f"with the new tokens only and their position_ids, from {expected} on"
             )
 
 

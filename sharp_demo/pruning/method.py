@@ -87,19 +87,19 @@ class Method:
 
     def __post_init__(self) -> None:
         if not 0 < self.retention <= 1:
-            raise MethodError(f"{self.name}: retention is {self.retention:g}; it must be above 0 and at most 1.")
+            raise MethodError(f"{self.name}: retention is {self.retention:g}; it must be above 0 and at most 1")
         for option in fields(self):
             value = getattr(self, option.name)
             choices, low, high = (option.metadata.get(key) for key in ("choices", "low", "high"))
             if isinstance(value, float) and not math.isfinite(value):
-                raise MethodError(f"{self.name}: {option.name} is {value}; it must be a finite number.")
+                raise MethodError(f"{self.name}: {option.name} is {value}; it must be a finite number")
             if choices and value not in choices:
                 options = ", ".join(map(str, choices))
-                raise MethodError(f"{self.name}: {option.name} is {value!r}; it must be one of {options}.")
+                raise MethodError(f"{self.name}: {option.name} is {value!r}; it must be one of {options}")
             if low is not None and value < low:
-                raise MethodError(f"{self.name}: {option.name} is {value:g}; it must be at least {low:g}.")
+                raise MethodError(f"{self.name}: {option.name} is {value:g}; it must be at least {low:g}")
             if high is not None and value > high:
-                raise MethodError(f"{self.name}: {option.name} is {value:g}; it must be at most {high:g}.")
+                raise MethodError(f"{self.name}: {option.name} is {value:g}; it must be at most {high:g}")
 
     def __call__(
         self, model: nn.Module | Backbone, processor: Any | None = None, bias_cache: Any | None = None
@@ -194,7 +194,7 @@ class Method:
         for layer, _ in self.schedule(layers, 1):
             if layer >= layers:
                 raise MethodError(
-                    f"{self.name}: prunes before layer {layer}, but this model has layers 0 to {layers - 1}."
+                    f"{self.name}: prunes before layer {layer}, but this model has layers 0 to {layers - 1}"
                 )
 
     def __add__(self, other: Method) -> Method:

@@ -88,7 +88,7 @@ class PDrop(Method):
         if layer == 0 and self.reindex_positions and not prefill.family.renumbers:
             raise MethodError(
                 f"{self.name}: reindex_positions is not defined for {prefill.family.title}, whose "
-                "positions have three axes; leave it off to keep the original ones."
+                "positions have three axes; leave it off to keep the original ones"
             )
         kept = dict(self.schedule(len(prefill.layers), len(prefill.layout))).get(layer)
         if kept is None:

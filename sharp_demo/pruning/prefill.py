@@ -102,7 +102,7 @@ class Prefill(LayerPass):
     def attention(self, layer: int) -> AttentionOverride | None:
         overrides = [found for part in self.active_parts if (found := part.attention(layer, self)) is not None]
         if len(overrides) > 1:
-            raise UnsupportedError(f"Two of the combined methods replace the attention of layer {layer}.")
+            raise UnsupportedError(f"two of the combined methods replace the attention of layer {layer}")
         return overrides[0] if overrides else None
 
     def after_attention(self, layer: int) -> None:
@@ -129,8 +129,8 @@ class Prefill(LayerPass):
     def signals(self) -> VisionSignals:
         if self.context.signals is None:
             raise UnsupportedError(
-                "This method reads attention of the vision tower: pass the video's pixels, or features made by "
-                "encode_video(..., signals=True)."
+                "this method reads attention of the vision tower: pass the video's pixels, or features made by "
+                "encode_video(..., signals=True)"
             )
         return self.context.signals
 
@@ -253,7 +253,7 @@ class Prefill(LayerPass):
             cos, sin = self.rotary
             return cos.index_select(1, index), sin.index_select(1, index)
         if not self.family.renumbers:
-            raise UnsupportedError(f"Positions with three axes (M-RoPE, {self.family.title}) cannot be renumbered.")
+            raise UnsupportedError(f"positions with three axes (M-RoPE, {self.family.title}) cannot be renumbered")
         gone = self.embeddings.shape[1] - len(index)
         self.renumbered.append((first_layer, gone))
         positions = torch.arange(len(index), device=index.device)[None].expand(self.hidden.shape[0], -1)

@@ -47,7 +47,7 @@ def method_class(name: str) -> type[Method]:
     for method in METHODS:
         if method.name == name:
             return method
-    raise MethodError(f"There is no method named {name!r}; the methods are {', '.join(list_methods())}.")
+    raise MethodError(f"there is no method named {name!r}; the methods are {', '.join(list_methods())}")
 
 
 def make_method(name: str, retention: float, options: Mapping[str, Any] | None = None) -> Method:
@@ -63,7 +63,7 @@ def make_method(name: str, retention: float, options: Mapping[str, Any] | None =
     for key, value in (options or {}).items():
         if key not in known:
             there_are = f"its options are {', '.join(sorted(known))}" if known else "it has no options"
-            raise MethodError(f"{name}: there is no option {key!r}; {there_are}.")
+            raise MethodError(f"{name}: there is no option {key!r}; {there_are}")
         values[key] = _coerce(f"{name}: {key}", value, kinds[key])
     return cls(retention=1.0 if cls is Vanilla else retention, **values)
 
@@ -90,7 +90,7 @@ def _coerce(what: str, value: Any, kind: Any) -> Any:
             "off": False,
         }
         if text.lower() not in words:
-            raise MethodError(f"{what} is {text!r}; it must be true or false.")
+            raise MethodError(f"{what} is {text!r}; it must be true or false")
         return words[text.lower()]
     if kind is str:
         return text
@@ -101,4 +101,4 @@ def _coerce(what: str, value: Any, kind: Any) -> Any:
         return tuple(int(part) for part in parts)
     except (ValueError, TypeError):
         wanted = {int: "a whole number", float: "a number"}.get(kind, "whole numbers separated by commas")
-        raise MethodError(f"{what} is {text!r}; it must be {wanted}.") from None
+        raise MethodError(f"{what} is {text!r}; it must be {wanted}") from None

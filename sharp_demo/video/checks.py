@@ -66,16 +66,16 @@ def check_file(path: str | os.PathLike[str], settings: Settings) -> Source:
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise VideoError("missing", f"There is no file {label}.") from None
+        raise VideoError("missing", f"there is no file {label}") from None
     except OSError as error:
         raise _unreadable(label, error) from None
     if not stat.S_ISREG(status.st_mode):
-        raise VideoError("not_a_file", f"{label} is not a file but a folder, device or pipe.")
+        raise VideoError("not_a_file", f"{label} is not a file but a folder, device or pipe")
     if status.st_size == 0:
-        raise VideoError("empty", f"{label} is empty (0 bytes).")
+        raise VideoError("empty", f"{label} is empty (0 bytes)")
     size_mb = status.st_size / 1e6
     if size_mb > settings.max_upload_mb:
-        message = f"{label} has {size_mb:.4g} MB; at most {settings.max_upload_mb:g} MB are accepted."
+        message = f"{label} has {size_mb:.4g} MB; at most {settings.max_upload_mb:g} MB are accepted"
         raise VideoError("too_big", message)
     try:
         with open(path, "rb") as file:
@@ -91,21 +91,21 @@ def check_stream(codec: str, width: int, height: int, duration: float, label: st
     if codec not in CODECS:
         raise unsupported(codec, label)
     if max(width, height) > maxima["max_side"]:
-        message = f"{label} is {width} x {height} pixels; the longest side may be {maxima['max_side']:.0f}."
+        message = f"{label} is {width} x {height} pixels; the longest side may be {maxima['max_side']:.0f}"
         raise VideoError("too_wide", message)
     if width * height > maxima["max_pixels"]:
         message = (
-            f"{label} is {width} x {height} = {width * height:,} pixels; a frame may have {maxima['max_pixels']:,.0f}."
+            f"{label} is {width} x {height} = {width * height:,} pixels; a frame may have {maxima['max_pixels']:,.0f}"
         )
         raise VideoError("too_many_pixels", message)
     if duration > maxima["max_duration_s"]:
-        message = f"{label} plays {duration:.1f} s; at most {maxima['max_duration_s']:g} s are accepted."
+        message = f"{label} plays {duration:.1f} s; at most {maxima['max_duration_s']:g} s are accepted"
         raise VideoError("too_long", message)
 
 
 def unsupported(codec: str, label: str) -> VideoError:
     """Return the error for a codec that is not accepted."""
-    message = f"{label} is coded as {codec[:40]}; accepted codecs are {', '.join(CODECS)}."
+    message = f"{label} is coded as {codec[:40]}; accepted codecs are {', '.join(CODECS)}"
     return VideoError("unsupported_codec", message)
 
 
@@ -118,20 +118,20 @@ def _label(path: str | os.PathLike[str]) -> str:
 
 
 def _unreadable(label: str, error: OSError) -> VideoError:
-    return VideoError("unreadable", f"{label} cannot be opened: {error.strerror or type(error).__name__}.")
+    return VideoError("unreadable", f"{label} cannot be opened: {error.strerror or type(error).__name__}")
 
 
 def _sniff(head: bytes, label: str) -> str:
     """Return FFmpeg's demuxer for the first bytes of an accepted container."""
     if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
-        raise VideoError("not_video", f"{label} is a HEIC or AVIF picture, not a video; accepted are {ACCEPTED}.")
+        raise VideoError("not_video", f"{label} is a HEIC or AVIF picture, not a video; accepted are {ACCEPTED}")
     if head[4:8] == b"ftyp" or head[4:8] in _QUICKTIME_BOXES:
         return "mov"
     if head.startswith(_EBML):
         return "matroska"
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
         return "avi"
-    raise VideoError("not_video", f"{label} is {_guess(head)}, not a video; accepted are {ACCEPTED}.")
+    raise VideoError("not_video", f"{label} is {_guess(head)}, not a video; accepted are {ACCEPTED}")
 
 
 def _guess(head: bytes) -> str:
@@ -157,10 +157,10 @@ def _check_whole(file: BinaryIO, size: int, demuxer: str, label: str) -> None:
         file.seek(4)
         promised, has_index = int.from_bytes(file.read(4), "little") + 8, True
     if size < promised * (1 - _TOLERATED_LOSS):
-        message = f"{label} is cut off: {size:,} of the {promised:,} bytes its header promises are there."
+        message = f"{label} is cut off: {size:,} of the {promised:,} bytes its header promises are there"
         raise VideoError("truncated", message)
     if not has_index:
-        message = f"{label} is cut off or was never finished: its index (the moov box) is missing."
+        message = f"{label} is cut off or was never finished: its index (the moov box) is missing"
         raise VideoError("truncated", message)
 
 

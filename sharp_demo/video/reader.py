@@ -78,9 +78,9 @@ def decode(
     deadline = start + settings.decode_timeout_s
     max_side = DEFAULT_MAX_SIDE if max_side is None else max_side
     if not 1 <= frames <= settings.max_frames:
-        raise VideoError("bad_request", f"{frames} frames were asked for; 1 to {settings.max_frames} are possible.")
+        raise VideoError("bad_request", f"{frames} frames were asked for; 1 to {settings.max_frames} are possible")
     if max_side < MIN_MAX_SIDE:
-        message = f"Frames of {max_side} pixels were asked for; at least {MIN_MAX_SIDE} are needed."
+        message = f"frames of {max_side} pixels were asked for; at least {MIN_MAX_SIDE} are needed"
         raise VideoError("bad_request", message)
     source = check_file(path, settings)
     with _scratch() as scratch:
@@ -114,7 +114,7 @@ def plan(
     if size_mb > settings.decode_output_mb:
         message = (
             f"{frames} frames of {width} x {height} pixels need {size_mb:.0f} MB; at most {settings.decode_output_mb} "
-            "MB are possible: ask for fewer or smaller frames."
+            "MB are possible: ask for fewer or smaller frames"
         )
         raise VideoError("output_too_large", message)
     before = [bisect_right(keyframes, times[i]) - 1 for i in indices]
@@ -161,7 +161,7 @@ def _scratch() -> Iterator[Path]:
         folder = tempfile.TemporaryDirectory(prefix="sharp-video-", ignore_cleanup_errors=True)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise VideoError("unavailable", f"Videos cannot be decoded now: no temporary folder ({reason}).") from None
+        raise VideoError("unavailable", f"videos cannot be decoded now: no temporary folder ({reason})") from None
     with folder as name:
         yield Path(name)
 
@@ -235,13 +235,13 @@ def _error(ended: Ended, source: Source, settings: Settings) -> VideoError:
     """Return the error for a child's failure. Causes found in the file keep the child's own message."""
     label = source.label
     messages = {
-        "timeout": f"Decoding {label} takes longer than {settings.decode_timeout_s:g} s; try a shorter or smaller one.",
-        "cpu": f"Decoding {label} takes over {settings.decode_cpu_s} s of processor time; try a smaller one.",
-        "memory": f"Decoding {label} needs more memory than the {settings.decode_memory_mb} MB it may use.",
-        "crashed": f"{label} is damaged in a way that crashes the decoders; the app goes on.",
-        "killed": f"The decoder of {label} was killed from outside, most likely because memory ran out; try again.",
-        "unavailable": "Videos cannot be decoded now: the decoder does not start, or the disk is full.",
-        "damaged": f"{label} is damaged: no decoder could read its pictures.",
+        "timeout": f"decoding {label} takes longer than {settings.decode_timeout_s:g} s; try a shorter or smaller one",
+        "cpu": f"decoding {label} takes over {settings.decode_cpu_s} s of processor time; try a smaller one",
+        "memory": f"decoding {label} needs more memory than the {settings.decode_memory_mb} MB it may use",
+        "crashed": f"{label} is damaged in a way that crashes the decoders; the app goes on",
+        "killed": f"the decoder of {label} was killed from outside, most likely because memory ran out; try again",
+        "unavailable": "videos cannot be decoded now: the decoder does not start, or the disk is full",
+        "damaged": f"{label} is damaged: no decoder could read its pictures",
     }
     kind = ended.failure if ended.failure in ERROR_KINDS else "crashed"
     text = str(ended.report.get("message") or messages.get(kind, messages["damaged"]))

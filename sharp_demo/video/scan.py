@@ -56,13 +56,13 @@ def scan(path: str, label: str, demuxer: str, maxima: dict[str, float]) -> dict[
     except MemoryError:
         raise
     except BROKEN as error:
-        message = f"{label} is damaged: its {CONTAINERS[demuxer].upper()} container cannot be read."
+        message = f"{label} is damaged: its {CONTAINERS[demuxer].upper()} container cannot be read"
         raise VideoError("damaged", message) from error
     with container:
         streams = video_streams(container)
         if not streams:
             content = "only sound" if container.streams.audio else "no moving pictures"
-            raise VideoError("no_video_track", f"{label} holds {content}; a video track is needed.")
+            raise VideoError("no_video_track", f"{label} holds {content}; a video track is needed")
         stream = chosen(streams)
         context = stream.codec_context
         if context is None:
@@ -232,16 +232,16 @@ def _read_packets(container: Any, stream: Any, codec: str, label: str, maxima: d
         elif found.keyframes and pts < found.keyframes[-1]:
             found.closed = False
         if len(found.durations) > MAX_PACKETS:
-            message = f"{label} holds more than {MAX_PACKETS:,} frames; no more are accepted."
+            message = f"{label} holds more than {MAX_PACKETS:,} frames; no more are accepted"
             raise VideoError("too_many_packets", message)
         elapsed = float((pts - next(iter(found.durations))) * stream.time_base)
         if elapsed > maxima["max_duration_s"]:
             header = float((stream.duration or 0) * stream.time_base)
             check_stream(codec, 0, 0, max(header, elapsed), label, maxima)
     if not found.durations:
-        raise VideoError("no_frames", f"{label} has a video track without any frame.")
+        raise VideoError("no_frames", f"{label} has a video track without any frame")
     if not found.looks.sizes:
-        message = f"{label} is damaged: not one of its {len(found.durations)} frames can be decoded."
+        message = f"{label} is damaged: not one of its {len(found.durations)} frames can be decoded"
         raise VideoError("damaged", message)
     return found
 

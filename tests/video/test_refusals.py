@@ -65,7 +65,7 @@ def _scramble(data: bytes) -> bytes:
 
 
 REFUSALS = {
-    "nowhere.mp4": ("missing", ["There is no file"]),
+    "nowhere.mp4": ("missing", ["there is no file"]),
     "folder.mp4": ("not_a_file", ["folder"]),
     "empty.mp4": ("empty", ["empty", "0 bytes"]),
     "text.mp4": ("not_video", ["a text file", "MP4, MOV, WebM, MKV or AVI"]),
@@ -112,7 +112,7 @@ def assert_fit_for_users(message: str) -> None:
     assert len(message) <= 300
     assert "/" not in message
     assert "Error" not in message
-    assert message.endswith(".")
+    assert not message.endswith(".")
 
 
 def test_messages_differ(bad_files, limits):

@@ -117,7 +117,7 @@ def black_logits(prefill: Prefill, layer: int, black: BlackRows) -> Tensor:
 def black_bias(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...] = ()) -> Tensor:
     """The bias logits [heads, n] of this prompt, through the cache; stages `bias_setup` (cold only) and `bias`."""
     if prefill.context.inject is not None:
-        raise UnsupportedError("PosC's black video has no rows to add behind layers for this family: set posc=False.")
+        raise UnsupportedError("PosC's black video has no rows to add behind layers for this family: set posc=False")
     if prefill.context.bias_cache is None:
         prefill.context.bias_cache = BiasCache()
     cache: BiasCache = prefill.context.bias_cache

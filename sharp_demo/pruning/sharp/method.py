@@ -69,14 +69,12 @@ class ShaRPOptions(Method):
         super().__post_init__()
         if self.segm and not any(0 <= layer < self.layer for layer in self.segm_layers):
             named = ", ".join(map(str, self.segm_layers)) or "empty"
-            raise MethodError(
-                f"sharp: segm_layers is {named}; SegM needs at least one layer before layer {self.layer}."
-            )
+            raise MethodError(f"sharp: segm_layers is {named}; SegM needs at least one layer before layer {self.layer}")
 
     def require(self, processor: Any | None) -> None:
         if self.active and self._debiases and processor is None:
             raise MethodError(
-                f"{self.name}: PosC makes a black video and needs the processor: pass it, or set posc=False."
+                f"{self.name}: PosC makes a black video and needs the processor: pass it, or set posc=False"
             )
 
     @property
