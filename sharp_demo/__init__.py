@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sharp_demo.backbones.load import Backbone, load
     from sharp_demo.engine.generation import answer
     from sharp_demo.pruning.cdpruner import CDPruner
+    from sharp_demo.pruning.dart import DART
     from sharp_demo.pruning.divprune import DivPrune
     from sharp_demo.pruning.evs import EVS
     from sharp_demo.pruning.fastv import FastV
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DART",
     "EVS",
     "Backbone",
     "CDPruner",

@@ -256,6 +256,8 @@ def test_flops_matched_budgets_cost_what_fastv_costs(engine: Engine, request_for
         ("visionzip", {"dominant": 64}),
         ("evs", {}),
         ("divprune", {}),
+        ("dart", {}),
+        ("dart", {"layer": 0, "text_pivots": 2}),
         ("cdpruner", {}),
         ("cdpruner", {"scope": "video", "relevance": "question"}),
         ("cdpruner", {"relevance": "none"}),

@@ -50,7 +50,7 @@ class Prefill(LayerPass):
 
     Attributes
     ----------
-    layers, cache, config : the text model's decoder layers, key/value cache and config.
+    layers, norm, cache, config : the text model's decoder layers, last norm, key/value cache and config.
     embeddings : [B, n0, d], the LLM's input before any drop.
     start : row of the first visual token; the rows before it are text that the video cannot change.
     end : current row behind the video. Text between its frames, which lies before it, is never dropped.
@@ -69,7 +69,7 @@ class Prefill(LayerPass):
         super().__init__(hidden, rotary)
         assert run.layout is not None
         self.layers, self.config, self.cache, self.run, self.context = lm.layers, lm.config, cache, run, context
-        self.rotary_emb = lm.rotary_emb
+        self.rotary_emb, self.norm = lm.rotary_emb, lm.norm
         self.family = context.family
         self.renumbered: list[tuple[int, int]] = []
         self.notes: dict[Method, Any] = {}

@@ -9,6 +9,7 @@ from typing import Any
 
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.cdpruner import CDPruner
+from sharp_demo.pruning.dart import DART
 from sharp_demo.pruning.divprune import DivPrune
 from sharp_demo.pruning.evs import EVS
 from sharp_demo.pruning.fastv import FastV
@@ -26,7 +27,7 @@ from sharp_demo.pruning.visionzip import VisionZip
 from sharp_demo.pruning.with_sharp import HoliTomShaRP, VisionZipShaRP
 
 METHODS: tuple[type[Method], ...] = (
-    *(Vanilla, FastV, Feather, ShaRP, PDrop, FrameFusion, VisionZip, HoliTom, SharpV, EVS, DivPrune, CDPruner),
+    *(Vanilla, FastV, Feather, ShaRP, PDrop, FrameFusion, VisionZip, HoliTom, SharpV, EVS, DivPrune, CDPruner, DART),
     *(VisionZipShaRP, HoliTomShaRP),
     *(Random, Uniform, Latest),
 )
