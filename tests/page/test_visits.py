@@ -186,7 +186,7 @@ def test_a_few_uploads_are_looked_at_at_once(compare: Compare, monkeypatch):  # 
     monkeypatch.setattr(runs.engine, "probe", probe)
     with ThreadPoolExecutor(12) as pool:
         said = list(pool.map(lambda i: clip_text(runs, f"{i}.mp4", f"page {i}"), range(12)))
-    assert (most[0], set(said)) == (CHECKS, {"no video"})
+    assert (most[0], set(said)) == (CHECKS, {"No video."})
     monkeypatch.setattr("sharp_demo.page.build.CHECK_WAIT_S", 0.01)
     for _ in range(CHECKS):
         runs.checks.acquire()
