@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sharp_demo.pruning.sharp import ShaRP
     from sharp_demo.pruning.sharpv import SharpV
     from sharp_demo.pruning.vanilla import Vanilla
+    from sharp_demo.pruning.vidcom2 import VidCom2
     from sharp_demo.pruning.visionzip import VisionZip
     from sharp_demo.pruning.with_sharp import HoliTomShaRP, VisionZipShaRP
     from sharp_demo.settings import Settings
@@ -53,6 +54,7 @@ __all__ = [
     "SharpV",
     "Uniform",
     "Vanilla",
+    "VidCom2",
     "VisionZip",
     "VisionZipShaRP",
     "__version__",

@@ -23,11 +23,27 @@ from sharp_demo.pruning.schedule import Schedule
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharpv import SharpV
 from sharp_demo.pruning.vanilla import Vanilla
+from sharp_demo.pruning.vidcom2 import VidCom2
 from sharp_demo.pruning.visionzip import VisionZip
 from sharp_demo.pruning.with_sharp import HoliTomShaRP, VisionZipShaRP
 
 METHODS: tuple[type[Method], ...] = (
-    *(Vanilla, FastV, Feather, ShaRP, PDrop, FrameFusion, VisionZip, HoliTom, SharpV, EVS, DivPrune, CDPruner, DART),
+    *(
+        Vanilla,
+        FastV,
+        Feather,
+        ShaRP,
+        PDrop,
+        FrameFusion,
+        VisionZip,
+        HoliTom,
+        SharpV,
+        EVS,
+        VidCom2,
+        DART,
+        CDPruner,
+        DivPrune,
+    ),
     *(VisionZipShaRP, HoliTomShaRP),
     *(Random, Uniform, Latest),
 )

@@ -23,6 +23,7 @@ from sharp_demo.pruning.holitom import HoliTom
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.schedule import budget
 from sharp_demo.pruning.sharpv import SharpV
+from sharp_demo.pruning.vidcom2 import VidCom2
 from sharp_demo.pruning.visionzip import VisionZip
 from tests.pruning.prompts import Prompt, greedy, naive_logits, scenes, with_frames
 
@@ -123,7 +124,7 @@ def test_in_combinations_it_comes_first(prompt: Prompt) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [EVS, SharpV, VisionZip, HoliTom, DivPrune, CDPruner], ids=lambda method: method.name
+    "method", [EVS, SharpV, VisionZip, HoliTom, DivPrune, CDPruner, VidCom2], ids=lambda method: method.name
 )
 def test_whole_frames_are_needed(method: type[Method], tiny: Backbone) -> None:
     """Behind a method that has dropped before the LLM it says so, before it has written anything down."""
