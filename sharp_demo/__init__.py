@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sharp_demo.pruning.cdpruner import CDPruner
     from sharp_demo.pruning.dart import DART
     from sharp_demo.pruning.divprune import DivPrune
+    from sharp_demo.pruning.dycoke import DyCoke
     from sharp_demo.pruning.evs import EVS
     from sharp_demo.pruning.fastv import FastV
     from sharp_demo.pruning.feather import Feather
@@ -41,6 +42,7 @@ __all__ = [
     "CDPruner",
     "Clip",
     "DivPrune",
+    "DyCoke",
     "FastV",
     "Feather",
     "FrameFusion",

@@ -11,6 +11,7 @@ from sharp_demo.errors import MethodError
 from sharp_demo.pruning.cdpruner import CDPruner
 from sharp_demo.pruning.dart import DART
 from sharp_demo.pruning.divprune import DivPrune
+from sharp_demo.pruning.dycoke import DyCoke
 from sharp_demo.pruning.evs import EVS
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.feather import Feather
@@ -28,22 +29,8 @@ from sharp_demo.pruning.visionzip import VisionZip
 from sharp_demo.pruning.with_sharp import HoliTomShaRP, VisionZipShaRP
 
 METHODS: tuple[type[Method], ...] = (
-    *(
-        Vanilla,
-        FastV,
-        Feather,
-        ShaRP,
-        PDrop,
-        FrameFusion,
-        VisionZip,
-        HoliTom,
-        SharpV,
-        EVS,
-        VidCom2,
-        DART,
-        CDPruner,
-        DivPrune,
-    ),
+    *(Vanilla, FastV, Feather, ShaRP, PDrop, FrameFusion, VisionZip, HoliTom, SharpV, EVS),
+    *(VidCom2, DART, CDPruner, DivPrune, DyCoke),
     *(VisionZipShaRP, HoliTomShaRP),
     *(Random, Uniform, Latest),
 )

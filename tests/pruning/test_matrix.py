@@ -280,6 +280,7 @@ def test_retention_one_is_vanilla(name: str, backbone: str, retention: float, pr
     [
         ("evs", {}),
         ("divprune", {}),
+        ("dycoke", {}),
         ("vidcom2", {}),
         ("cdpruner", {}),
         ("sharpv", {"memory_threshold": -1}),
