@@ -254,7 +254,7 @@ def test_a_decoder_that_crashes_hangs_or_is_killed(
     quick = cpu_settings.model_copy(update={"model": str(tiny_llava_folder), "decode_timeout_s": 4.0})
     engine = Engine(quick)
     with monkeypatch.context() as patch:
-        patch.setattr(sandbox, "command", lambda stage: [sys.executable, "-c", code])
+        patch.setattr(sandbox, "command", lambda preload: [sys.executable, "-c", code])
         with pytest.raises(VideoError, match=message) as refused:
             list(engine.stream(request_for))
     assert refused.value.kind == kind

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from lab.provenance import commit, machine  # noqa: E402
 from sharp_demo.errors import VideoError  # noqa: E402
 from sharp_demo.settings import Settings  # noqa: E402
-from sharp_demo.video import reader, sandbox  # noqa: E402
+from sharp_demo.video import sandbox  # noqa: E402
 from tests.video.test_fuzz import AIMED, HOSTILE, SOURCES, check, clip_or_error, run, write_source  # noqa: E402
 from tests.web import test_fuzz_server as served  # noqa: E402
 
@@ -31,15 +31,21 @@ OUTPUT = ROOT / "docs/results/fuzz-video"
 
 
 class Peaks:
-    """Stands in for `run_child` and keeps the highest peak memory, in MB, that a child reported."""
+    """Keeps the highest peak memory, in MB, that a child reported."""
 
     def __init__(self) -> None:
         self.highest = 0.0
 
-    def __call__(self, *args: Any) -> sandbox.Ended:
-        ended = sandbox.run_child(*args)
-        self.highest = max(self.highest, ended.report.get("peak_mb") or 0.0)
-        return ended
+    def watch(self) -> None:
+        """Look at every stage that any child does from now on."""
+        run = sandbox.Child.run
+
+        def watched(*args: Any) -> sandbox.Ended:
+            ended = run(*args)
+            self.highest = max(self.highest, ended.report.get("peak_mb") or 0.0)
+            return ended
+
+        sandbox.Child.run = watched  # type: ignore[method-assign]
 
     def take(self) -> float:
         highest, self.highest = self.highest, 0.0
@@ -198,7 +204,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="files to write, without their endings")
     options = parser.parse_args()
     peaks, limits = Peaks(), Settings()
-    reader.run_child = peaks
+    peaks.watch()
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as uploads:
         document = {
             "commit": commit(),

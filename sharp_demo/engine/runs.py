@@ -38,7 +38,7 @@ from sharp_demo.records import (
     Started,
 )
 from sharp_demo.settings import HUB_MODELS, Settings
-from sharp_demo.video import VideoInfo, probe
+from sharp_demo.video import VideoInfo
 
 FORGET_WAIT_S = 1.0
 
@@ -80,7 +80,7 @@ class Engine:
 
     def probe(self, path: str) -> VideoInfo:
         """Check a video file without decoding it; raises VideoError."""
-        return probe(path, self.settings)
+        return self._stages.reader.probe(path)
 
     # -- runs ----------------------------------------------------------------------------------------------------
 

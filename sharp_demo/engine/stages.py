@@ -23,7 +23,7 @@ from sharp_demo.recent import Recent
 from sharp_demo.records import Decoded, Encoded, Event, Layout, Progress, Request
 from sharp_demo.settings import Settings
 from sharp_demo.stopwatch import Stopwatch
-from sharp_demo.video import Clip, decode
+from sharp_demo.video import Clip, Reader
 from sharp_demo.video.digest import file_digest
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class Stages:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.reader = Reader(settings)
         self.clips: Recent[Clip] = Recent(2)
 
     def decode(self, request: Request, loaded: Loaded, stride: int = 1) -> Clip:
@@ -71,7 +72,7 @@ class Stages:
         key = self._key(request, loaded)
         clip = self.clips.get(key)
         if clip is None:
-            clip = decode(request.video, self._frames(request, loaded), self.settings)
+            clip = self.reader.decode(request.video, self._frames(request, loaded))
             self.clips.put(key, clip)
         return _thinned(clip, stride)
 

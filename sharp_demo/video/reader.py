@@ -1,14 +1,15 @@
-"""From a path to frames: check, probe in a child, plan, decode in one child per decoder until one succeeds."""
+"""From a path to frames: check, then scan and decode in one child; where a decoder fails, the next gets a fresh one."""
 
 from __future__ import annotations
 
 import logging
 import os
 import tempfile
+import threading
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from sharp_demo.errors import VideoError
 from sharp_demo.video.checks import CONTAINERS, Source, check_file
 from sharp_demo.video.clip import ERROR_KINDS, Clip, VideoInfo
 from sharp_demo.video.sampling import bin_centres, fit, on_screen
-from sharp_demo.video.sandbox import Ended, Limits, run_child
+from sharp_demo.video.sandbox import Child, Ended, Limits
 
 if TYPE_CHECKING:
     from sharp_demo.settings import Settings
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MAX_SIDE = 768
 MIN_MAX_SIDE = 16
+PRELOAD = ("numpy", "sharp_demo.video.scan", "sharp_demo.video.order", "decord")  # of a child that waits
 
 # Share of the remaining wall clock each decoder may use; what it leaves is there for the next one.
 # The last one may use it all.
@@ -45,10 +47,7 @@ def probe(path: str | os.PathLike[str], settings: Settings) -> VideoInfo:
     ------
     VideoError : `kind` is one of `ERROR_KINDS`; the message is one line naming cause and limit.
     """
-    deadline = time.monotonic() + settings.decode_timeout_s
-    source = check_file(path, settings)
-    with _scratch() as scratch:
-        return _info(source, _scan(source, settings, deadline, scratch))
+    return Reader(settings).probe(path)
 
 
 def decode(
@@ -74,25 +73,154 @@ def decode(
         from sharp_demo.settings import read_settings  # pydantic, which the decoding child does without
 
         settings = read_settings()
-    start = time.monotonic()
-    deadline = start + settings.decode_timeout_s
-    max_side = DEFAULT_MAX_SIDE if max_side is None else max_side
-    if not 1 <= frames <= settings.max_frames:
-        raise VideoError("bad_request", f"{frames} frames were asked for; 1 to {settings.max_frames} are possible")
-    if max_side < MIN_MAX_SIDE:
-        message = f"frames of {max_side} pixels were asked for; at least {MIN_MAX_SIDE} are needed"
-        raise VideoError("bad_request", message)
-    source = check_file(path, settings)
-    with _scratch() as scratch:
-        scan = _scan(source, settings, deadline, scratch)
-        info = _info(source, scan)
-        order, copies = plan(source, scan, frames, max_side, settings)
-        decoder, pictures, times = _decode(source, scan, order, settings, deadline, scratch)
-        # Copies of frames are made here, not decoded.
-        clip = np.ascontiguousarray(pictures[copies])
-    stamps = tuple(round(times[i], 6) for i in copies)
-    info = replace(info, decoder=decoder, distinct_frames=len(set(stamps)))
-    return Clip(clip, stamps, info, (time.monotonic() - start) * 1000)
+    return Reader(settings).decode(path, frames, max_side)
+
+
+class Reader:
+    """Probes and decodes videos, each in a child of its own.
+
+    `warm` keeps one child ready, with PyAV, decord and numpy imported, for the next video; a child is used once. A
+    child that waits ends with this process. Threads may share a reader.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._spare: Child | None = None
+        self._lock = threading.Lock()
+
+    def warm(self) -> None:
+        """Start a child for the next video, unless one waits; where none can be started, the next video says so."""
+        with self._lock:
+            if self._spare is not None and self._spare.alive:
+                return
+            self._drop()
+            with suppress(OSError):
+                self._spare = Child(self.settings.child_environment(), PRELOAD)
+
+    def close(self) -> None:
+        """End the child that waits, if any."""
+        with self._lock:
+            self._drop()
+
+    def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
+        """Check a file as the function `probe` does."""
+        deadline = time.monotonic() + self.settings.decode_timeout_s
+        source = check_file(path, self.settings)
+        with self._work(source, deadline, DEFAULT_MAX_SIDE) as work:
+            return _info(source, work.scan())
+
+    def decode(self, path: str | os.PathLike[str], frames: int, max_side: int | None = None) -> Clip:
+        """Decode frames as the function `decode` does."""
+        settings, start = self.settings, time.monotonic()
+        max_side = DEFAULT_MAX_SIDE if max_side is None else max_side
+        if not 1 <= frames <= settings.max_frames:
+            raise VideoError("bad_request", f"{frames} frames were asked for; 1 to {settings.max_frames} are possible")
+        if max_side < MIN_MAX_SIDE:
+            message = f"frames of {max_side} pixels were asked for; at least {MIN_MAX_SIDE} are needed"
+            raise VideoError("bad_request", message)
+        source = check_file(path, settings)
+        with self._work(source, start + settings.decode_timeout_s, max_side) as work:
+            scan = work.scan()
+            info = _info(source, scan)
+            order, copies = plan(source, scan, frames, max_side, settings)
+            decoder, pictures, times = work.decode(order, decoders_for(scan))
+            # Copies of frames are made here, not decoded.
+            clip = np.ascontiguousarray(pictures[copies])
+        stamps = tuple(round(times[i], 6) for i in copies)
+        info = replace(info, decoder=decoder, distinct_frames=len(set(stamps)))
+        return Clip(clip, stamps, info, (time.monotonic() - start) * 1000)
+
+    @contextmanager
+    def _work(self, source: Source, deadline: float, max_side: int) -> Iterator[_Work]:
+        with _scratch() as scratch:
+            work = _Work(source, self.settings, deadline, max_side, scratch, self._take())
+            try:
+                yield work
+            finally:
+                work.close()
+
+    def _take(self) -> Child | None:
+        """Return the child that waits; None if there is none."""
+        with self._lock:
+            spare, self._spare = self._spare, None
+        if spare is not None and not spare.alive:
+            spare.close()
+            return None
+        return spare
+
+    def _drop(self) -> None:
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
+
+
+class _Work:
+    """One file's way through the stages; a child goes on to the next stage as long as it succeeds."""
+
+    def __init__(
+        self, source: Source, settings: Settings, deadline: float, max_side: int, scratch: Path, child: Child | None
+    ) -> None:
+        self.source, self.settings, self.deadline, self.scratch, self.child = source, settings, deadline, scratch, child
+        # Frames, the one that shows the orientation, and the report.
+        self.file_mb = settings.decode_output_mb + (3 * max_side * max_side >> 20) + 16
+
+    def scan(self) -> dict[str, Any]:
+        """Return what the file holds (`scan.scan`)."""
+        source, settings = self.source, self.settings
+        maxima = {name: getattr(settings, name) for name in ("max_side", "max_pixels", "max_duration_s")}
+        job = {"path": source.path, "label": source.label, "demuxer": source.demuxer, "maxima": maxima}
+        ended = self._stage("scan", job, share=1.0)
+        if ended.failure is not None:
+            raise _error(ended, source, settings)
+        return ended.report
+
+    def decode(self, order: dict[str, Any], decoders: list[str]) -> tuple[str, np.ndarray, list[float]]:
+        """Return the decoder that worked, its frames (mapped from the scratch folder) and their times."""
+        failures: list[Ended] = []
+        width, height = order["size"]
+        shape = (len(order["times"]), height, width, 3)
+        for decoder in decoders:
+            ended = self._stage(decoder, order, 1.0 if decoder == decoders[-1] else _SHARES[decoder])
+            if ended.failure is None:
+                try:
+                    # Mapped, so that a header that lies about the shape allocates nothing.
+                    frames = np.load(self.scratch / "frames.npy", mmap_mode="r", allow_pickle=False)
+                    times = [float(t) for t in ended.report["times"]]
+                except (OSError, ValueError, KeyError, TypeError) as error:
+                    ended = Ended("crashed", f"unusable result: {error}")
+                else:
+                    if frames.shape == shape and frames.dtype == np.uint8 and len(times) == shape[0]:
+                        return decoder, frames, times
+                    ended = Ended("crashed", f"result of shape {frames.shape}")
+                self.close()
+            log.info("%s could not decode the file: %s, %s", decoder, ended.failure, ended.detail)
+            failures.append(ended)
+            if ended.failure == "killed" or time.monotonic() >= self.deadline:
+                raise _error(ended, self.source, self.settings)
+        worst = min(failures, key=lambda f: _WORST.index(f.failure or "damaged"))
+        raise _error(worst, self.source, self.settings)
+
+    def close(self) -> None:
+        """End the child."""
+        if self.child is not None:
+            self.child.close()
+            self.child = None
+
+    def _stage(self, stage: str, job: dict[str, Any], share: float) -> Ended:
+        """Do a stage in the child at hand or, after a failure, in a fresh one."""
+        wall = (self.deadline - time.monotonic()) * share
+        if wall <= 0:
+            return Ended("timeout", "no time left")
+        settings = self.settings
+        try:
+            self.child = self.child or Child(settings.child_environment())
+        except OSError as error:
+            return Ended("unavailable", f"cannot start: {error}")
+        limits = Limits(settings.decode_memory_mb, settings.decode_cpu_s, self.file_mb, wall)
+        ended = self.child.run(stage, job, limits, self.scratch)
+        if ended.failure is not None:
+            self.close()
+        return ended
 
 
 def plan(
@@ -164,55 +292,6 @@ def _scratch() -> Iterator[Path]:
         raise VideoError("unavailable", f"videos cannot be decoded now: no temporary folder ({reason})") from None
     with folder as name:
         yield Path(name)
-
-
-def _scan(source: Source, settings: Settings, deadline: float, scratch: Path) -> dict[str, Any]:
-    maxima = {name: getattr(settings, name) for name in ("max_side", "max_pixels", "max_duration_s")}
-    job = {"path": source.path, "label": source.label, "demuxer": source.demuxer, "maxima": maxima}
-    ended = _child("scan", job, 16, settings, deadline, scratch, share=1.0)
-    if ended.failure is not None:
-        raise _error(ended, source, settings)
-    return ended.report
-
-
-def _decode(
-    source: Source, scan: dict[str, Any], order: dict[str, Any], settings: Settings, deadline: float, scratch: Path
-) -> tuple[str, np.ndarray, list[float]]:
-    """Return the decoder that worked, its frames (mapped from the scratch folder) and their times."""
-    failures: list[Ended] = []
-    width, height = order["size"]
-    shape = (len(order["times"]), height, width, 3)
-    decoders = decoders_for(scan)
-    for decoder in decoders:
-        file_mb = 1 + int(np.prod(shape)) // (1 << 20) + 1
-        share = 1.0 if decoder == decoders[-1] else _SHARES[decoder]
-        ended = _child(decoder, order, file_mb, settings, deadline, scratch, share)
-        if ended.failure is None:
-            try:
-                # Mapped, so that a header that lies about the shape allocates nothing.
-                frames = np.load(scratch / "frames.npy", mmap_mode="r", allow_pickle=False)
-                times = [float(t) for t in ended.report["times"]]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                ended = Ended("crashed", f"unusable result: {error}")
-            else:
-                if frames.shape == shape and frames.dtype == np.uint8 and len(times) == shape[0]:
-                    return decoder, frames, times
-                ended = Ended("crashed", f"result of shape {frames.shape}")
-        log.info("%s could not decode the file: %s, %s", decoder, ended.failure, ended.detail)
-        failures.append(ended)
-        if ended.failure == "killed" or time.monotonic() >= deadline:
-            raise _error(ended, source, settings)
-    raise _error(min(failures, key=lambda f: _WORST.index(f.failure or "damaged")), source, settings)
-
-
-def _child(
-    stage: str, job: dict[str, Any], file_mb: int, settings: Settings, deadline: float, scratch: Path, share: float
-) -> Ended:
-    wall = (deadline - time.monotonic()) * share
-    if wall <= 0:
-        return Ended("timeout", "no time left")
-    limits = Limits(settings.decode_memory_mb, settings.decode_cpu_s, file_mb, wall)
-    return run_child(stage, job, limits, scratch, settings.child_environment())
 
 
 def _info(source: Source, scan: dict[str, Any]) -> VideoInfo:

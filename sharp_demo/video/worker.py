@@ -1,7 +1,8 @@
-"""The child process that touches untrusted bytes: `python -m sharp_demo.video.worker STAGE`, one JSON line on stdin.
+"""The child process that touches untrusted bytes: `python -m sharp_demo.video.worker [MODULE ...]`.
 
-STAGE is "scan" or a decoder's name. The working directory is private to this process: it gets report.json and,
-after decoding, frames.npy. Limits are set, and the process is shut in, before any decoder is imported.
+It imports the modules, then reads one JSON line for each stage: "scan", or a decoder's name, all for the same file. The
+folder named in the first line becomes its working directory; it gets report.json after each stage and, after decoding,
+frames.npy. Limits are set, and the process is shut in, when the first line comes, before the file is opened.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import signal
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sharp_demo.errors import VideoError
 from sharp_demo.video.isolation import isolate
+from sharp_demo.video.sandbox import DONE
 
 try:
     import resource
@@ -35,10 +37,7 @@ def set_limits(memory_mb: int, cpu_s: int, file_mb: int, wall_s: float) -> list[
 
     `cpu_s` is the processor time that ends the process by SIGXCPU, `file_mb` the largest file it may write.
     """
-    if hasattr(signal, "setitimer"):
-        # Should the parent die, nobody else would stop this process.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, wall_s + 1)
+    set_alarm(wall_s)
     if resource is None:
         return ["memory", "cpu", "file size", "open files", "core"]
     refused = []
@@ -58,6 +57,13 @@ def set_limits(memory_mb: int, cpu_s: int, file_mb: int, wall_s: float) -> list[
         except (ValueError, OSError):
             refused.append(name)
     return refused
+
+
+def set_alarm(wall_s: float) -> None:
+    """End this process soon after its time for a stage is over: should the parent die, nobody else would."""
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, wall_s + 1)
 
 
 def run(stage: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -119,18 +125,47 @@ def starved(memory_mb: int) -> bool:
 
 
 def main() -> int:
-    job = json.loads(sys.stdin.readline())
-    limits = job.pop("limits")
-    refused = set_limits(**limits)
-    refused += isolate(job["path"], os.getcwd(), _PACKAGE_ROOT)
-    report = report_of(sys.argv[1], job)
-    if report.get("failure") == "damaged" and starved(limits["memory_mb"]):
-        report = {"failure": "memory", "detail": report.get("message") or report["detail"]}
-    report["limits_refused"] = refused
-    report["peak_mb"] = peak_memory_mb("VmHWM")
-    with contextlib.suppress(BrokenPipeError):
-        Path("report.json").write_text(json.dumps(report))
+    """Import what the command line names, then do the stages that come in, one line each, until input ends."""
+    answers = _own_output()
+    for name in sys.argv[1:]:
+        with contextlib.suppress(ImportError):  # missing decoders are found out where they are chosen
+            import_module(name)
+    refused: list[str] | None = None
+    for line in sys.stdin:
+        order = json.loads(line)
+        stage, job, limits = order["stage"], order["job"], order["limits"]
+        if refused is None:
+            os.chdir(order["folder"])
+            os.environ.update(HOME=order["folder"], TMPDIR=order["folder"])
+            refused = set_limits(**limits)
+            # What shuts this thread in holds for those it starts from now on, not for any that an import started.
+            refused += isolate(job["path"], order["folder"], _PACKAGE_ROOT) if _is_alone() else ["network", "files"]
+        else:
+            set_alarm(limits["wall_s"])
+        report = report_of(stage, job)
+        if report.get("failure") == "damaged" and starved(limits["memory_mb"]):
+            report = {"failure": "memory", "detail": report.get("message") or report["detail"]}
+        report["limits_refused"] = refused
+        report["peak_mb"] = peak_memory_mb("VmHWM")
+        with contextlib.suppress(BrokenPipeError):
+            Path("report.json").write_text(json.dumps(report))
+            answers.write(DONE)
+            answers.flush()
     return 0
+
+
+def _is_alone() -> bool:
+    """Return whether this process has one thread; True where there is no /proc."""
+    tasks = Path("/proc/self/task")
+    return not tasks.is_dir() or len(os.listdir(tasks)) == 1
+
+
+def _own_output() -> BinaryIO:
+    """Return standard output for the parent alone: what libraries print goes nowhere."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    return answers
 
 
 if __name__ == "__main__":

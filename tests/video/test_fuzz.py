@@ -15,8 +15,7 @@ import pytest
 
 from sharp_demo.errors import VideoError
 from sharp_demo.settings import Settings
-from sharp_demo.video import ERROR_KINDS, Clip, decode, reader
-from sharp_demo.video.sandbox import run_child
+from sharp_demo.video import ERROR_KINDS, Clip, decode, sandbox
 from tests.video.clips import with_orientation_sei, without_frames, write_clip, write_sound
 from tests.video.test_refusals import FFCONCAT, HLS, SVG, assert_fit_for_users
 
@@ -220,12 +219,14 @@ def peaks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Peak memory in MB of every decoding child that wrote a report."""
     seen: list[float] = []
 
+    real = sandbox.Child.run
+
     def measured(*args):
-        ended = run_child(*args)
+        ended = real(*args)
         seen.append(ended.report.get("peak_mb", 0.0))
         return ended
 
-    monkeypatch.setattr(reader, "run_child", measured)
+    monkeypatch.setattr(sandbox.Child, "run", measured)
     return seen
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import pytest
 from sharp_demo import doctor
 from sharp_demo.errors import VideoError
 from sharp_demo.settings import Settings
-from sharp_demo.video import decode, probe, sandbox
+from sharp_demo.video import Reader, decode, probe, sandbox
 from tests.video.clips import read_number, write_clip
 from tests.video.test_decode import DECODERS
 
@@ -26,25 +26,27 @@ SLEEP = "import time; time.sleep(60)"
 
 
 @pytest.fixture
-def replace_stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Run other code than the worker in one stage of decoding."""
-    real = sandbox.command
+def replace_stage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Do something else than the worker in some stages; its limits are set as always."""
+    bodies: dict[str, str] = {}
 
-    def replace(stage: str, code: str) -> None:
-        command = sandbox.command
-        monkeypatch.setattr(
-            sandbox, "command", lambda name: [sys.executable, "-c", code, stage] if name == stage else command(name)
-        )
+    def replace(stage: str, body: str, before: str = "") -> None:
+        bodies[stage] = body
+        code = worker_with(bodies, before)
+        monkeypatch.setattr(sandbox, "command", lambda preload: [sys.executable, "-c", code])
 
-    assert real("scan")[-2:] == ["sharp_demo.video.worker", "scan"]
     return replace
 
 
-def instead_of_run(body: str, before: str = "") -> str:
-    """Return code of a worker that sets its limits as always and then does something else."""
+def worker_with(bodies: dict[str, str], before: str = "") -> str:
+    """Return the code of a worker whose stages in `bodies` do something else."""
+    functions = "".join(f"def replaced_{stage}(job):\n    {body}\n" for stage, body in bodies.items())
     return (
-        f"from sharp_demo.video import worker\n{before}\n"
-        f"def run(stage, job):\n    {body}\nworker.run = run\nworker.main()"
+        f"from sharp_demo.video import worker\n{before}\n{functions}real = worker.run\n"
+        "def run(stage, job):\n"
+        "    other = globals().get('replaced_' + stage)\n"
+        "    return other(job) if other else real(stage, job)\n"
+        "worker.run = run\nworker.main()"
     )
 
 
@@ -57,27 +59,26 @@ def failure(path: Path, settings: Settings) -> VideoError:
 def test_a_decoder_killed_in_its_work_is_an_error_at_once_and_the_next_call_works(
     h264, limits, replace_stage, monkeypatch
 ):
-    started: list[subprocess.Popen] = []
+    decoding: list[sandbox.Child] = []
+    real = sandbox.Child.run
 
-    class Recorded(subprocess.Popen):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            started.append(self)
+    def noted(child, stage, *rest):
+        if stage == DECODERS[0]:
+            decoding.append(child)
+        return real(child, stage, *rest)
 
-    monkeypatch.setattr(sandbox.subprocess, "Popen", Recorded)
-    with monkeypatch.context() as patch:
-        patch.setattr(sandbox, "command", sandbox.command)
-        replace_stage(DECODERS[0], SLEEP)
-        errors: list[VideoError] = []
-        thread = threading.Thread(target=lambda: errors.append(failure(h264, limits)))
-        thread.start()
-        while len(started) < 2:
-            time.sleep(0.01)
-        time.sleep(0.1)
-        killed = time.monotonic()
-        os.kill(started[1].pid, 9)
-        thread.join(10)
-        assert time.monotonic() - killed < 2
+    monkeypatch.setattr(sandbox.Child, "run", noted)
+    replace_stage(DECODERS[0], SLEEP)
+    errors: list[VideoError] = []
+    thread = threading.Thread(target=lambda: errors.append(failure(h264, limits)))
+    thread.start()
+    while not decoding:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    killed = time.monotonic()
+    os.kill(decoding[0].process.pid, 9)
+    thread.join(10)
+    assert time.monotonic() - killed < 2
     assert errors[0].kind == "killed"
     assert "killed from outside" in str(errors[0])
     monkeypatch.undo()
@@ -129,14 +130,14 @@ def test_timeout(stage, h264, limits, replace_stage):
 
 
 def test_processor_time_is_limited(h264, limits, replace_stage):
-    replace_stage("scan", instead_of_run("while True: pass"))
+    replace_stage("scan", "while True: pass")
     error = failure(h264, limits.model_copy(update={"decode_cpu_s": 1}))
     assert (error.kind, "over 1 s of processor time" in str(error)) == ("cpu", True)
 
 
 def test_memory_is_limited(h264, limits, replace_stage):
     for decoder in DECODERS:
-        replace_stage(decoder, instead_of_run("return {'x': len(bytearray(2 << 30))}"))
+        replace_stage(decoder, "return {'x': len(bytearray(2 << 30))}")
     error = failure(h264, limits.model_copy(update={"decode_memory_mb": 1024}))
     assert (error.kind, "the 1024 MB it may use" in str(error)) == ("memory", True)
 
@@ -149,8 +150,8 @@ def test_a_real_video_that_needs_too_much_memory(tmp_path, limits):
 
 def test_output_is_limited(h264, limits, replace_stage):
     for decoder in DECODERS:
-        replace_stage(decoder, instead_of_run("open('frames.npy', 'wb').write(bytes(64 << 20))"))
-    error = failure(h264, limits)
+        replace_stage(decoder, "open('frames.npy', 'wb').write(bytes(64 << 20))")
+    error = failure(h264, limits.model_copy(update={"decode_output_mb": 16}))
     assert (error.kind, "disk is full" in str(error)) == ("unavailable", True)
 
 
@@ -168,18 +169,18 @@ def test_output_is_limited(h264, limits, replace_stage):
 def test_nonsense_from_a_child_is_not_believed(body, h264, limits, replace_stage):
     for decoder in DECODERS:
         # As on a system that shuts nobody in.
-        replace_stage(decoder, instead_of_run(body, "worker.isolate = lambda *_: []"))
+        replace_stage(decoder, body, "worker.isolate = lambda *_: []")
     assert failure(h264, limits).kind == "crashed"
 
 
 @pytest.mark.parametrize(
     "report",
-    ["[]", "{}", '"x"', "null", '{"limits_refused": 3}', '{"limits_refused": null}', "[" * 100_000],
+    ["[]", "{}", '"x"', "null", '{"limits_refused": 3}', '{"limits_refused": null}', "[" * 10_000],
     ids=lambda report: report[:24],
 )
 @pytest.mark.parametrize("stage", ["scan", "decoder"])
 def test_a_report_of_another_form_is_not_believed(report, stage, h264, limits, replace_stage):
-    code = instead_of_run(f"import os; open('report.json', 'w').write({report!r}); os._exit(0)")
+    code = f"import os; open('report.json', 'w').write({report!r}); os._exit(0)"
     for name in ("scan",) if stage == "scan" else DECODERS:
         replace_stage(name, code)
     assert failure(h264, limits).kind == "crashed"
@@ -224,16 +225,17 @@ def test_limits_and_environment_of_the_child(h264, limits, replace_stage, monkey
         "r.RLIMIT_CORE)], os.getsid(0) == os.getpid(), 'SECRET_TOKEN' in os.environ, os.listdir(), "
         "len(os.listdir('/proc/self/fd'))]))"
     )
-    replace_stage("scan", instead_of_run(code))
+    replace_stage("scan", code)
     told = ast.literal_eval(str(failure(h264, limits)))
-    assert told[:4] == [[3072 << 20, 20, 64, 0], True, False, ["stderr.txt"]]
-    assert told[4] <= 5  # stdin, stdout, stderr, and the listing itself
+    assert told[:4] == [[3072 << 20, 20, 64, 0], True, False, []]
+    assert told[4] <= 5  # stdin, output to nowhere, stderr, answers, and the listing itself
 
 
 def test_an_orphan_ends_itself(tmp_path):
-    job = {"path": os.devnull, "limits": {"memory_mb": 1024, "cpu_s": 5, "file_mb": 1, "wall_s": 0.2}}
+    limits = {"memory_mb": 1024, "cpu_s": 5, "file_mb": 1, "wall_s": 0.2}
+    job = {"stage": "scan", "job": {"path": os.devnull}, "limits": limits, "folder": str(tmp_path)}
     orphan = subprocess.Popen(
-        [sys.executable, "-c", instead_of_run("import time; time.sleep(60)"), "scan"],
+        [sys.executable, "-c", worker_with({"scan": SLEEP})],
         stdin=subprocess.PIPE,
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT)},
@@ -270,7 +272,7 @@ def _try_in_child(attempt: str, path: Path, limits: Settings, replace_stage: Cal
         "    except OSError as error:\n        said = type(error).__name__\n"
         "    raise VideoError('damaged', said)"
     )
-    replace_stage("scan", instead_of_run(body))
+    replace_stage("scan", body)
     return str(failure(path, limits))
 
 
@@ -378,14 +380,14 @@ def bomb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Peak memory in MB of every decoder child that a test starts."""
     seen: list[int] = []
-    real = sandbox.run_child
+    real = sandbox.Child.run
 
     def measured(*args):
         ended = real(*args)
         seen.append(ended.report["peak_mb"])
         return ended
 
-    monkeypatch.setattr("sharp_demo.video.reader.run_child", measured)
+    monkeypatch.setattr(sandbox.Child, "run", measured)
     return seen
 
 
@@ -412,3 +414,97 @@ def test_the_peak_is_the_childs_own(h264, limits, peaks):
     decode(h264, 4, limits)
     assert ballast.nbytes >> 20 == 400
     assert all(10 < peak < 300 for peak in peaks), peaks
+
+
+# -- a child that waits ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reader(limits) -> Iterator[Reader]:
+    reader = Reader(limits)
+    yield reader
+    reader.close()
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[sandbox.Child]:
+    """Every child that a test starts."""
+    children: list[sandbox.Child] = []
+    real = sandbox.Child.__init__
+
+    def noted(child, *args):
+        real(child, *args)
+        children.append(child)
+
+    monkeypatch.setattr(sandbox.Child, "__init__", noted)
+    return children
+
+
+def test_one_child_scans_and_decodes_one_file_and_no_other(h264, reader, started):
+    plain = reader.decode(h264, 4)
+    assert len(started) == 1
+    assert not started[0].alive
+    reader.warm()
+    reader.warm()
+    assert len(started) == 2, "one that waits is enough"
+    assert np.array_equal(reader.decode(h264, 4).frames, plain.frames)
+    assert len(started) == 2, "the one that waited was used"
+    assert not started[1].alive
+    assert reader.probe(h264).frame_count == 20
+    assert len(started) == 3
+
+
+def test_a_waiting_child_is_shut_in_as_any_other(h264, reader, started, monkeypatch):
+    """Its imports start no thread, which what is set later would not hold."""
+    reports = []
+    real = sandbox.Child.run
+
+    def noted(*args):
+        ended = real(*args)
+        reports.append(ended.report)
+        return ended
+
+    monkeypatch.setattr(sandbox.Child, "run", noted)
+    reader.warm()
+    reader.decode(h264, 4)
+    assert [report["limits_refused"] for report in reports] == [MISSING, MISSING]
+
+
+def test_a_waiting_child_that_dies_is_not_missed(h264, reader, started):
+    reader.warm()
+    os.kill(started[0].process.pid, 9)
+    started[0].process.wait(5)
+    assert reader.decode(h264, 4).frames.shape[0] == 4
+    assert len(started) == 2
+
+
+def test_where_no_child_can_be_started_the_next_video_says_so(h264, reader, monkeypatch):
+    monkeypatch.setattr(sandbox, "command", lambda preload: ["/nowhere/python"])
+    reader.warm()
+    with pytest.raises(VideoError, match="decoder does not start") as refused:
+        reader.decode(h264, 4)
+    assert refused.value.kind == "unavailable"
+
+
+def test_a_waiting_child_ends_with_its_parent(tmp_path):
+    """Also where the parent is killed: its end of the pipe goes with it."""
+    code = (
+        "from sharp_demo.settings import Settings; from sharp_demo.video import Reader; import time\n"
+        "reader = Reader(Settings()); reader.warm(); print(reader._spare.process.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{child}").exists() and "Z" not in _state(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "Z"

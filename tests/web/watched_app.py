@@ -1,48 +1,49 @@
-"""The app as it is, and the peak memory in MB of every decoding child in FILE: -m tests.web.watched_app FILE."""
+"""The app as it is, and the peak memory in MB of every decoding stage in FILE: -m tests.web.watched_app FILE."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import app
-from sharp_demo.video import reader, sandbox
+from sharp_demo.video import sandbox
 
 LOOK_S = 0.02
 
 
-class Watched(subprocess.Popen):
-    """A child whose peak is looked at while it lives: one that a limit ends reports nothing itself."""
+class Watch(threading.Thread):
+    """Looks at a child's peak while it works: one that a limit ends reports nothing itself."""
 
-    highest = 0.0  # of all children since it was last reset
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.status, self.highest, self.over = Path(f"/proc/{pid}/status"), 0.0, threading.Event()
 
-    def wait(self, timeout: float | None = None) -> int:
-        began = time.monotonic()
-        while self.poll() is None:
+    def run(self) -> None:
+        while not self.over.wait(LOOK_S):
             with suppress(OSError):
-                status = Path(f"/proc/{self.pid}/status").read_text()
-                peaks = [int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")]
-                Watched.highest = max(Watched.highest, *peaks, 0.0)
-            if timeout is not None and time.monotonic() - began > timeout:
-                raise subprocess.TimeoutExpired(self.args, timeout)
-            time.sleep(LOOK_S)
-        return super().wait()
+                lines = self.status.read_text().splitlines()
+                peaks = [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")]
+                self.highest = max(self.highest, *peaks, 0.0)
 
 
 def main(peaks: Path) -> None:
-    def noted(*args: Any) -> sandbox.Ended:
-        Watched.highest = 0.0  # the app decodes one file at a time
-        ended = sandbox.run_child(*args)
+    run = sandbox.Child.run
+
+    def noted(child: sandbox.Child, *args: Any) -> sandbox.Ended:
+        watch = Watch(child.process.pid)
+        watch.start()
+        try:
+            ended = run(child, *args)
+        finally:
+            watch.over.set()
         with peaks.open("a") as sink:
-            print(max(Watched.highest, ended.report.get("peak_mb") or 0.0), file=sink)
+            print(max(watch.highest, ended.report.get("peak_mb") or 0.0), file=sink)
         return ended
 
-    sandbox.subprocess.Popen = Watched  # type: ignore[misc]
-    reader.run_child = noted
+    sandbox.Child.run = noted  # type: ignore[method-assign]
     app.main()
 
 
