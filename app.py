@@ -23,6 +23,7 @@ def main() -> None:
         believe_no_forwarded_address()
         logs.set_up(settings.log)
         engine = ZeroGPUEngine(settings) if settings.zero_gpu else Engine(settings)
+        engine.keep_ready()
         page = build_ui(engine, engine.settings)
         serve(page, launch_options(page, engine, engine.settings), leaving=engine.stop_all)
     except InputError as error:

@@ -598,3 +598,28 @@ def test_frames_sent_by_another_process_are_not_decoded_again(
     here.keep(request_for, engine._loaded, clip)
     monkeypatch.setattr(stages, "decode", lambda *args: pytest.fail("decoded again"))
     assert here.decode(request_for, engine._loaded) is clip
+
+
+def test_a_server_keeps_a_decoder_waiting_and_starts_none_during_a_run(
+    cpu_settings: Settings, tiny_llava_folder: Path, video: str
+) -> None:
+    engine = Engine(cpu_settings.model_copy(update={"model": str(tiny_llava_folder)}))
+    reader = engine._stages.reader
+    engine.probe(video)
+    assert reader._spare is None, "a library or a command line keeps none"
+    engine.keep_ready()
+    try:
+        first = reader._spare
+        assert first is not None
+        engine.probe(video)
+        second = reader._spare
+        assert second is not None
+        assert second is not first, "each is used once"
+        events = engine.stream(Request(video, "What?", (MethodSpec("vanilla"),), frames=4, max_new_tokens=1))
+        for event in events:
+            if isinstance(event, Decoded | MethodDone):
+                assert reader._spare is None
+        assert reader._spare is not None
+        assert reader._spare.alive
+    finally:
+        reader.close()

@@ -59,6 +59,7 @@ class Engine:
         self._forgetting = False  # `forget` came while a run held the lock
         self._loaded: Loaded | None = None
         self._stages = Stages(settings)
+        self._ready = False
         self._stops: dict[str, threading.Event] = {}
         self.condition = Condition()
 
@@ -80,7 +81,20 @@ class Engine:
 
     def probe(self, path: str) -> VideoInfo:
         """Check a video file without decoding it; raises VideoError."""
-        return self._stages.reader.probe(path)
+        try:
+            return self._stages.reader.probe(path)
+        finally:
+            if not self.condition.running:
+                self._prepare()
+
+    def keep_ready(self) -> None:
+        """From now on keep a decoder waiting for the next video, as a server should; started while nothing runs."""
+        self._ready = True
+        self._prepare()
+
+    def _prepare(self) -> None:
+        if self._ready:
+            self._stages.reader.warm()
 
     # -- runs ----------------------------------------------------------------------------------------------------
 
@@ -153,6 +167,7 @@ class Engine:
             if self._loaded is not None:
                 self._loaded.features.clear()
             trim_heaps()
+        self._prepare()
         self._lock.release()
 
     @contextmanager

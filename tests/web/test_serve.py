@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.page.test_api import call, file_data, upload
@@ -20,9 +21,25 @@ def test_sigterm_ends_runs_and_removes_uploads(tmp_path: Path, tiny_llava_folder
         call(address, [file_data(path), "What?", ["vanilla"], 0.5, "tokens", 4, str(tiny_llava_folder)])
         assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
         (process,) = started
+        decoders = children(process.pid)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}/exe").exists() for pid in decoders):
+        assert time.monotonic() < deadline, "a decoder that waited is left behind"
+        time.sleep(0.05)
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+
+
+def children(pid: int) -> list[int]:
+    """The decoders that wait; a server keeps one."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            if found := (task / "children").read_text().split():
+                return [int(one) for one in found]
+        time.sleep(0.05)
+    raise AssertionError("no decoder waits")
 
 
 def test_a_port_in_use_is_one_line_with_exit_code_2(server: str) -> None:
