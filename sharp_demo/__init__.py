@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sharp_demo.pruning.dycoke import DyCoke
     from sharp_demo.pruning.evs import EVS
     from sharp_demo.pruning.fastv import FastV
+    from sharp_demo.pruning.fastvid import FastVID
     from sharp_demo.pruning.feather import Feather
     from sharp_demo.pruning.floors import Latest, Random, Uniform
     from sharp_demo.pruning.framefusion import FrameFusion
@@ -44,6 +45,7 @@ __all__ = [
     "DivPrune",
     "DyCoke",
     "FastV",
+    "FastVID",
     "Feather",
     "FrameFusion",
     "HoliTom",

@@ -256,6 +256,7 @@ def test_flops_matched_budgets_cost_what_fastv_costs(engine: Engine, request_for
         ("visionzip", {"dominant": 64}),
         ("evs", {}),
         ("divprune", {}),
+        ("fastvid", {"context": 0.0}),
         ("dycoke", {}),
         ("vidcom2", {}),
         ("vidcom2", {"channel_share": 0.2, "exact": False}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sharp_demo.errors import MethodError
@@ -63,6 +64,20 @@ def dissimilarity(u: Tensor, v: Tensor) -> Tensor:
     distance 1 from every other.
     """
     return (F.normalize(u, dim=-1) - F.normalize(v, dim=-1)).norm(dim=-1)
+
+
+def cut_at_dips(frames: Tensor, threshold: float, least: int) -> list[tuple[int, int]]:
+    """Cut a video where neighbouring frames differ: [first, end) frames of each segment.
+
+    Cuts lie wherever the cosine of the frames' mean rows is below `threshold`, and at the lowest of the others until
+    there are `least` segments; of equals the earlier is cut. frames : [F, P, d].
+    """
+    means = frames.mean(1)
+    cosine = F.cosine_similarity(means[:-1], means[1:], dim=-1).tolist()
+    cuts = max(min(least - 1, len(cosine)), sum(one < threshold for one in cosine))
+    lowest = sorted(range(len(cosine)), key=lambda at: (cosine[at], at))[:cuts]
+    edges = [0, *(at + 1 for at in sorted(lowest)), len(frames)]
+    return list(pairwise(edges))
 
 
 def even_split(total: int, parts: int) -> list[int]:

@@ -11,6 +11,7 @@ from sharp_demo.lazy import LazyModule
 from sharp_demo.pruning.frames import input_frames
 from sharp_demo.pruning.method import REINDEX, Method, knob, top_k
 from sharp_demo.pruning.outcome import Role, Selection
+from sharp_demo.pruning.peaks import density_peaks
 from sharp_demo.pruning.schedule import Schedule, ceil_share
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from sharp_demo.pruning.prefill import Prefill
 else:
     torch, F = LazyModule("torch"), LazyModule("torch.nn.functional")
-
-JITTER = 1e-6  # breaks ties of density, as in the official code
 
 
 def holitom_layer(layers: int) -> int:
@@ -85,26 +84,6 @@ def best_segments(gain: Sequence[Sequence[int]], window: int) -> tuple[list[tupl
 
 
 # -- outer stage: density peaks ----------------------------------------------------------------------------------
-
-
-def density_peaks(rows: Tensor, count: int, neighbors: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Choose `count` centres of n rows by DPC-KNN: dense, and far from anything denser.
-
-    Density is exp(-mean squared distance to the nearest `neighbors`, itself included); distances are Euclidean over
-    sqrt(d). `generator` draws the jitter that breaks ties.
-
-    Returns
-    -------
-    [count] ascending indices and the [n, n] distances.
-    """
-    rows = rows.float()
-    distance = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") / rows.shape[1] ** 0.5
-    nearest = distance.topk(min(neighbors, count), largest=False).values
-    jitter = torch.rand(len(rows), generator=generator).to(rows.device)
-    density = (-nearest.square().mean(-1)).exp() + JITTER * jitter
-    denser = density > density[:, None]
-    apart = torch.where(denser, distance, distance.max()).min(-1).values
-    return top_k(apart * density, count), distance
 
 
 def absorb(rows: Tensor, centers: Tensor, distance: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -309,7 +288,8 @@ class _Draft:
 
     def _cluster(self, rows: Tensor, slots: Tensor, count: int, role: Role) -> None:
         """Merge rows [n, d] into `count` centres; column i of slots [frames, n] holds the tokens that row i means."""
-        centers, distance = density_peaks(rows, count, self.method.neighbors, self.generator)
+        neighbors = min(self.method.neighbors, count)
+        centers, distance = density_peaks(rows, count, neighbors, self.generator)
         merged, nearest = absorb(rows, centers, distance, self.method.beta)
         self._put(slots[0, centers], role, merged)
         self.merged_into[slots] = slots[0, centers[nearest]].expand_as(slots)

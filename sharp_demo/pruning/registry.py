@@ -14,6 +14,7 @@ from sharp_demo.pruning.divprune import DivPrune
 from sharp_demo.pruning.dycoke import DyCoke
 from sharp_demo.pruning.evs import EVS
 from sharp_demo.pruning.fastv import FastV
+from sharp_demo.pruning.fastvid import FastVID
 from sharp_demo.pruning.feather import Feather
 from sharp_demo.pruning.floors import Latest, Random, Uniform
 from sharp_demo.pruning.framefusion import FrameFusion
@@ -30,7 +31,7 @@ from sharp_demo.pruning.with_sharp import HoliTomShaRP, VisionZipShaRP
 
 METHODS: tuple[type[Method], ...] = (
     *(Vanilla, FastV, Feather, ShaRP, PDrop, FrameFusion, VisionZip, HoliTom, SharpV, EVS),
-    *(VidCom2, DART, CDPruner, DivPrune, DyCoke),
+    *(VidCom2, DART, CDPruner, DivPrune, DyCoke, FastVID),
     *(VisionZipShaRP, HoliTomShaRP),
     *(Random, Uniform, Latest),
 )

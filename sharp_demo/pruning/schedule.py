@@ -37,3 +37,8 @@ def visual_per_layer(layers: int, n: int, schedule: Schedule) -> list[int]:
 def ceil_share(share: float, n: int) -> int:
     """Return `share` of n rounded up; a quotient k / n gives k despite floating point."""
     return min(n, math.ceil(share * n - 1e-9))
+
+
+def floor_share(share: float, n: int) -> int:
+    """Return `share` of n rounded down; a quotient k / n gives k despite floating point."""
+    return math.floor(share * n + 1e-9)

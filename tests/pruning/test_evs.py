@@ -15,6 +15,7 @@ from sharp_demo.pruning.cdpruner import CDPruner
 from sharp_demo.pruning.divprune import DivPrune
 from sharp_demo.pruning.evs import EVS
 from sharp_demo.pruning.fastv import FastV
+from sharp_demo.pruning.fastvid import FastVID
 from sharp_demo.pruning.feather import Feather
 from sharp_demo.pruning.floors import Uniform
 from sharp_demo.pruning.framefusion import FrameFusion
@@ -124,7 +125,7 @@ def test_in_combinations_it_comes_first(prompt: Prompt) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [EVS, SharpV, VisionZip, HoliTom, DivPrune, CDPruner, VidCom2], ids=lambda method: method.name
+    "method", [EVS, SharpV, VisionZip, HoliTom, DivPrune, CDPruner, VidCom2, FastVID], ids=lambda method: method.name
 )
 def test_whole_frames_are_needed(method: type[Method], tiny: Backbone) -> None:
     """Behind a method that has dropped before the LLM it says so, before it has written anything down."""

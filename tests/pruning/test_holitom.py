@@ -20,12 +20,12 @@ from sharp_demo.pruning.holitom import (
     HoliTom,
     absorb,
     best_segments,
-    density_peaks,
     halve_into_nearest,
     removable,
     static_runs,
 )
 from sharp_demo.pruning.outcome import Role
+from sharp_demo.pruning.peaks import density_peaks
 from sharp_demo.pruning.schedule import ceil_share
 from tests.pruning.prompts import Prompt, greedy, masked, scenes
 
@@ -114,7 +114,7 @@ def test_rows_without_any_distance_go_to_the_lower_index() -> None:
 
 def test_density_peaks_equal_loops() -> None:
     rows = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
-    for count, neighbors in ((1, 7), (4, 7), (9, 3), (12, 7)):
+    for count, neighbors in ((1, 1), (4, 4), (4, 7), (9, 3), (12, 7), (12, 20)):
         centers, distance = density_peaks(rows, count, neighbors, torch.Generator().manual_seed(2))
         expected, apart = naive_peaks(rows, count, neighbors, torch.Generator().manual_seed(2))
         assert centers.tolist() == expected
@@ -129,7 +129,7 @@ def naive_peaks(rows: Tensor, count: int, neighbors: int, generator: torch.Gener
     jitter = torch.rand(n, generator=generator)
     density = torch.zeros(n)
     for i in range(n):
-        near = sorted(apart[i].tolist())[: min(neighbors, count)]
+        near = sorted(apart[i].tolist())[:neighbors]
         density[i] = math.exp(-sum(x * x for x in near) / len(near)) + 1e-6 * float(jitter[i])
     merit = []
     for i in range(n):
@@ -223,7 +223,7 @@ def naive_outer(prompt: Prompt, method: HoliTom) -> tuple[dict[int, tuple[Tensor
     merged: dict[int, int] = {}
 
     def cluster(rows: list[Tensor], slots: list[int], count: int, role: Role) -> dict[int, int]:
-        centers, apart = naive_peaks(torch.stack(rows), count, method.neighbors, generator)
+        centers, apart = naive_peaks(torch.stack(rows), count, min(method.neighbors, count), generator)
         goes = {i: i if i in centers else min(centers, key=lambda c: (float(apart[i, c]), c)) for i in range(len(rows))}
         for center in centers:
             members = [rows[i] for i in range(len(rows)) if goes[i] == center and i != center]
