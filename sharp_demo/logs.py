@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Any, Literal
 
 from sharp_demo.errors import InputError
-from sharp_demo.records import Decoded, Done, Encoded, Event, MethodDone, MethodFailed, Request, Started
+from sharp_demo.records import Decoded, Done, Encoded, Event, MethodDone, MethodFailed, Request, Result, Started
 
 log = logging.getLogger(__name__)
 
@@ -107,15 +107,11 @@ class RunLine:
             case Encoded(tokens=tokens, ms=ms):
                 fields["tokens"], fields["vision_ms"] = tokens, round(ms, 1)
             case MethodDone(label=label, result=result):
-                fields["methods"][label] = {
-                    "status": result.status,
-                    "kept": result.tokens.kept,
-                    "prefill_ms": round(result.latency_ms.prefill, 1),
-                    "total_ms": round(result.latency_ms.total, 1),
-                }
+                fields["methods"][label] = _of_method(result)
             case MethodFailed(label=label, kind=kind):
                 fields["methods"][label] = {"status": kind}
             case Done(results=results, failed=failed):
+                fields["methods"] |= {result.label: _of_method(result) for result in results}
                 stopped = not fields["methods"] or any(result.status == "stopped" for result in results)
                 self.outcome = "failed" if failed and not results else "stopped" if stopped else "done"
 
@@ -132,3 +128,13 @@ class RunLine:
         token = RUN.set(self.run)
         log.info("run %s", shown, extra={"fields": fields})
         RUN.reset(token)
+
+
+def _of_method(result: Result) -> dict[str, Any]:
+    return {
+        "status": result.status,
+        "kept": result.tokens.kept,
+        "prefill_ms": round(result.latency_ms.prefill, 1),
+        "total_ms": round(result.latency_ms.total, 1),
+        "rounds": len(result.latency_ms.rounds),
+    }

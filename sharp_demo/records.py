@@ -38,7 +38,7 @@ class Request:
 
     `retention` is the share of visual tokens asked for, in (0, 1]. With `match="flops"` every method gets
     the retention that costs what FastV (K=2) costs at `retention`. `frames=None` means the model's default.
-    A quick prefill is timed up to `prefills` times and the median counts.
+    `timing_s`: seconds of timing rounds after the answers; None: the deployment's, 0: none.
     """
 
     video: str
@@ -50,7 +50,7 @@ class Request:
     frames: int | None = None
     max_new_tokens: int = 64
     seed: int = 0
-    prefills: int = 5
+    timing_s: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,7 +94,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Stage:
-    """One measured stage. `shared` stages ran once for all methods; `part_of` names the figure that contains it."""
+    """One measured stage. `shared` stages ran once for all methods; `part_of` names the figure that contains it.
+
+    "once": in no figure, because a warm cache saves it.
+    """
 
     ms: float
     shared: bool
@@ -105,21 +108,71 @@ class Stage:
 class Latency:
     """Milliseconds of one method, as if it had run alone: shared stages are included in its sums.
 
-    `prefill` is the LLM's, with everything the method adds to it but without `bias_setup`, which a warm cache saves;
-    it is the median of `prefill_runs` timed prefills. `first_token` and `total` contain both. `decode_per_token` is
-    None where the answer took no decoding step.
+    Attributes
+    ----------
+    decode_video, vision : reading the video and seeing it (vision tower), each measured once for all methods.
+    bias_setup : what a method paid once in this run and a warm cache saves; in none of the other figures.
+    before_prefill : all that comes before the prefill: what the first token would take if the prefill took nothing.
+    prefill : the language model's, with everything the method adds to it: the (lower) median of `rounds`, or the
+        answer's own prefill where there were none.
+    first_token : `before_prefill` + `prefill`. total : the same with `decode`.
+    decode_per_token : None where the answer took no decoding step.
+    rounds : the prefill of every timing round; round i of all methods of a run belongs together.
+    cpu_rounds : the same in processor time; empty where the model does not run on a CPU.
     """
 
     decode_video: float
     vision: float
     bias_setup: float
+    before_prefill: float
     prefill: float
-    prefill_runs: int
     first_token: float
     decode: float
     decode_per_token: float | None
     total: float
     stages: dict[str, Stage]
+    rounds: list[float] = field(default_factory=list)
+    cpu_rounds: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times less something took than a reference, from rounds that measured both.
+
+    `value` is the median of the ratios within a round; None where it is `refused`, because the rounds disagree too
+    much or are too few. `low` and `high` are the least and the largest ratio of one round.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    rounds: int = 0
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """What a method gained over vanilla in the same run: vanilla's time over its own.
+
+    `prefill_cpu` is in processor time, None where the model does not run on a CPU. `ceiling`: what the ratio
+    `first_token` would be if the method's prefill took nothing.
+    """
+
+    prefill: Ratio
+    prefill_cpu: Ratio | None
+    first_token: Ratio
+    ceiling: float
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Speedup:
+        """Return the speed-up that `asdict`, or JSON made of it, describes."""
+        cpu = values["prefill_cpu"]
+        return cls(
+            prefill=Ratio(**values["prefill"]),
+            prefill_cpu=None if cpu is None else Ratio(**cpu),
+            first_token=Ratio(**values["first_token"]),
+            ceiling=values["ceiling"],
+        )
 
 
 @dataclass(frozen=True)
@@ -138,18 +191,24 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class Tflops:
-    """TFLOPs of one prefill in both conventions of `sharp_demo.cost`."""
+    """TFLOPs of one prefill in both conventions of `sharp_demo.cost`; `setup`, paid once and cached, is in neither."""
 
     paper: float
     exact: float
+    setup: float = 0.0
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of all cached keys and values, and the device's peak (None where it is not measured: not on CUDA)."""
+    """Bytes of all cached keys and values, and the device's peak during a prefill.
+
+    `peak_bytes` contains the weights; `added_bytes` is what the prefill added to what was there before it. Both are
+    None where no allocator counts them: not on CUDA.
+    """
 
     kv_bytes: int
     peak_bytes: int | None
+    added_bytes: int | None = None
 
 
 @dataclass
@@ -171,6 +230,7 @@ class Result:
     merged_into : [from_slot, to_slot] pairs of the tokens that were averaged into another one.
     scores : {"raw", "bias", "debiased"} -> one float per slot (None: gone before it was scored); only those computed.
     segments : [first_frame, end_frame) pairs in layout frames; empty when the method does not segment.
+    speedup : over vanilla of the same run; None for vanilla itself, without it, and where they were not timed together.
     trace : what each step did, when the method was asked to tell (ShaRP's option `trace`): cosines of neighbouring
         frames' means, and the slots of registers, prefiltered, absorbed [register, pivot], filled, repaired.
     """
@@ -202,6 +262,7 @@ class Result:
     versions: dict[str, str]
     model: str = ""
     notes: list[str] = field(default_factory=list)
+    speedup: Speedup | None = None
     trace: dict[str, list[Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -211,7 +272,7 @@ class Result:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Result:
         """Return the result that `to_dict`, or JSON made of it, describes."""
-        layout, latency = values["layout"], values["latency_ms"]
+        layout, latency, speedup = values["layout"], values["latency_ms"], values["speedup"]
         stages = {name: Stage(**stage) for name, stage in latency["stages"].items()}
         records = {
             "layout": Layout(**{**layout, "timestamps": tuple(layout["timestamps"])}),
@@ -219,6 +280,7 @@ class Result:
             "latency_ms": Latency(**{**latency, "stages": stages}),
             "tflops": Tflops(**values["tflops"]),
             "memory": Memory(**values["memory"]),
+            "speedup": None if speedup is None else Speedup.from_dict(speedup),
         }
         return cls(**{**values, **records})
 
@@ -269,6 +331,8 @@ class Text:
 
 @dataclass(frozen=True)
 class MethodDone:
+    """An answer stands. Its result is not timed yet: `Done` has the results with the times of the rounds."""
+
     label: str
     result: Result
 
@@ -281,12 +345,20 @@ class MethodFailed:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """All answers stand; round `round` (from 0) of at most `budget_s` seconds of timing goes on."""
+
+    round: int
+    budget_s: float
+
+
+@dataclass(frozen=True)
 class Done:
     results: tuple[Result, ...]
     failed: tuple[MethodFailed, ...]
 
 
-Event = Started | Progress | Decoded | Encoded | MethodStarted | Text | MethodDone | MethodFailed | Done
+Event = Started | Progress | Decoded | Encoded | MethodStarted | Text | MethodDone | MethodFailed | Timing | Done
 
 
 @dataclass(frozen=True)

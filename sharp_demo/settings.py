@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field("auto", description="attention backend")
     threads: int = Field(0, ge=0, description="torch CPU threads; 0: torch's own choice, in the app all cores but one")
 
+    timing_s: float = Field(2, ge=0, le=60, description="timing rounds after the answers, seconds; 0: none")
+
     methods: Annotated[tuple[str, ...], NoDecode] = Field(
         ("vanilla", "fastv", "feather", "sharp"), min_length=1, description="methods chosen at first, comma-separated"
     )

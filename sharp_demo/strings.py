@@ -38,8 +38,9 @@ STOP = "Stop"
 LEAVE = "Leave the queue"
 
 SPEED_HELP = (
-    "Speed-up: vanilla's measured prefill time over the method's, in this run. FLOPs ratio: what the arithmetic alone "
-    "allows. Small models and CPUs gain less than 7B models on a GPU."
+    "Speed-up: vanilla's time over the method's, the median of the ratios within a timing round (bars: their range). "
+    "First token: with reading the video and the vision tower, which pruning does not shorten. FLOPs ratio: what the "
+    "arithmetic alone allows. Small models and CPUs gain less than 7B models on a GPU."
 )
 ATTENTION_HELP = (
     "ShaRP subtracts the attention a black video would get at the same positions, so that late frames do not win "
@@ -635,7 +636,7 @@ REST = "{name}, other"
 EVIDENCE = "evidence"
 STAGES = {
     "decode_video": "decode video",
-    "vision": "vision encoder",
+    "vision": "vision tower",
     "vision_scores": "vision-tower scores",
     "bias_setup": "bias set-up (first use)",
 }
@@ -652,8 +653,9 @@ CHART_LATENCY_X = "ms"
 CHART_LATENCY_HOVER = "%{y}: %{x:.1f} ms"
 CHART_SPEED = "Speed-up and FLOPs ratio (vanilla = 1)"
 CHART_SPEED_Y = "times"
-CHART_SPEED_BARS = ("prefill speed-up, measured", "FLOPs ratio, exact", "FLOPs ratio, paper formula")
+CHART_SPEED_BARS = ("first token, measured", "prefill, measured", "FLOPs ratio, exact", "FLOPs ratio, paper formula")
 CHART_NO_VANILLA = "Run vanilla too: the ratios are measured against it."
+CHART_NOISY = "too noisy"
 CHART_NO_PRUNING = "Choose a pruning method to compare with vanilla."
 CHART_KEPT = "Tokens kept per frame"
 CHART_KEPT_Y = "share kept"
@@ -673,37 +675,90 @@ CHART_STORED = "Accuracy on held-out clips, {model}"
 CHART_STORED_X = "share of visual tokens asked for"
 
 NOT_MEASURED = "n/a"
+NOT_TIMED = "not timed"
+TO_BE_TIMED = "…"
+
+
+def timing(seconds: float) -> str:
+    return f"All have answered. Timing the prefills in rounds, for about {seconds:g} s"
+
+
+def too_noisy(low: float, high: float) -> str:
+    return f"too noisy to say ({low:.1f} to {high:.1f}×)"
+
+
+def of_at_most(ratio: str, ceiling: str) -> str:
+    return f"{ratio}, at most {ceiling}"
+
+
+def rounds(low: float, high: float, count: int) -> str:
+    """Return the range of the ratios of `count` rounds; one has none."""
+    return "1 round" if count == 1 else f"{low:.2f} to {high:.2f}×, {count} rounds"
+
+
+def once(ms: str, flops: str) -> str:
+    """Return what was paid once; `ms` is empty where an earlier run paid it."""
+    return f"{ms or 'paid before'}, {flops}"
+
+
 # Label and help of the key figures of a result.
 FIGURES = {
     "kept": (
         "Tokens kept",
         "Visual tokens left after the last prune, of all visual tokens: as achieved, not as asked.",
     ),
+    "first_token_speedup": (
+        "First token, speed-up",
+        "Vanilla's time to the first token over this method's: reading the video and seeing it (vision tower), the "
+        "same for both, are in it. At most: what it would be if this method's prefill took no time at all.",
+    ),
     "speedup": (
         "Prefill speed-up",
-        "Vanilla's measured prefill time over this method's, same run, same device. Below 1 it is slower.",
+        "Vanilla's prefill time over this method's: the median of the ratios within a timing round. Below 1 it is "
+        "slower.",
     ),
     "flops_ratio": (
         "FLOPs ratio",
         "Vanilla's exact prefill FLOPs over this method's: what the arithmetic alone allows.",
     ),
-    "prefill": ("Prefill", "Language model over the prompt, pruning included."),
-    "first_token": ("First token", "Time to the first answer token, video decoding and vision encoder included."),
+    "rounds": (
+        "Prefill speed-up, range",
+        "Least and largest ratio of one timing round. A round times vanilla and every method once, one after another.",
+    ),
+    "cpu": (
+        "in processor time",
+        "The same ratio in processor time: what other programs on the machine take is not in it.",
+    ),
+    "prefill": ("Prefill", "Language model over the prompt, pruning included: the median of the timing rounds."),
+    "first_token": ("First token", "Time to the first answer token: read the video, see it, read the prompt."),
+    "parts": (
+        "Read + see + prefill",
+        "The first token's time in parts: decoding the video, the vision tower, the language model over the prompt.",
+    ),
     "vision": (
-        "of it vision encoder",
-        "The vision encoder's share of the time to the first token; the more is pruned, the larger it is.",
+        "of it seeing",
+        "The vision tower's share of the time to the first token; the more is pruned, the larger it is.",
+    ),
+    "before_prefill": (
+        "If the prefill were free",
+        "The ceiling: reading and seeing the video alone. No pruning inside the language model is faster.",
+    ),
+    "bias_setup": (
+        "Once, at first use",
+        "Making the black-video bias, which is then kept: in none of the other figures.",
     ),
     "decode": ("Per token", "Mean time of each further token."),
     "total": (
         "Total",
-        "As if this method had run alone: video decoding and vision encoding, done once for all, are included.",
+        "First token and the rest of the answer, as if this method had run alone.",
     ),
     "tflops": (
         "FLOPs, paper / exact",
         "By the pruning papers' formula / counted exactly (grouped KV heads, gated MLP, causal attention).",
     ),
     "kv": ("KV cache", "Keys and values left after the prefill."),
-    "peak": ("Peak memory", "Accelerator memory at its highest during this method; not measured on a CPU."),
+    "peak": ("Peak memory", "Accelerator memory at its highest during the prefill, weights included; not on a CPU."),
+    "added": ("of it prefill", "What the prefill added to the memory that was in use before it; not on a CPU."),
     "layer_mean": (
         "Mean over layers",
         "Share of the visual tokens that entered a decoder layer, averaged over the layers.",
@@ -732,9 +787,11 @@ REPORT_PAGE = {
     "layer": CHART_LAYERS_SLIDER,
     "measured": "How the figures were measured",
     "measured_help": (
-        "All methods ran one after another on the same device and the same vision features. Stages marked shared were "
-        "run once; a method's total is as if it had run alone. Speed-up is vanilla's measured prefill time over the "
-        "method's; the FLOPs ratio is what the arithmetic alone allows."
+        "All methods answered one after another on the same device and the same vision features; then their prefills "
+        "were timed in rounds, each method once a round, every other round backwards. Speed-up is the median of the "
+        "ratios within a round. Stages marked shared were run once; a method's total is as if it had run alone. What "
+        "is paid once, at first use, stands next to the figures and in none of them. The FLOPs ratio is what the "
+        "arithmetic alone allows."
     ),
     "data": "All data (JSON)",
 }

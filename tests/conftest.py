@@ -74,7 +74,9 @@ def _one_torch_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def cpu_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Settings that know no embedded model and run in float32 on the CPU."""
-    return Settings(device="cpu", dtype="float32", attention="sdpa", assets=tmp_path_factory.mktemp("assets"))
+    return Settings(
+        device="cpu", dtype="float32", attention="sdpa", assets=tmp_path_factory.mktemp("assets"), timing_s=0.01
+    )
 
 
 @pytest.fixture(scope="session")

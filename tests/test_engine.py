@@ -38,11 +38,13 @@ from sharp_demo.records import (
     MethodSpec,
     Request,
     Result,
+    Stage,
     Started,
     Text,
 )
 from sharp_demo.settings import Settings
 from sharp_demo.video.digest import file_digest
+from sharp_demo.views.summary import flops_ratio
 from tests.pruning.prompts import Prompt, greedy
 from tests.video.clips import write_clip
 
@@ -72,13 +74,18 @@ def request_for(request: pytest.FixtureRequest, video: str) -> Request:
 
 
 def results(events: Iterator[Event]) -> dict[str, Result]:
-    return {event.label: event.result for event in events if isinstance(event, MethodDone)}
+    """The results of a run that came to its end, by label."""
+    (done,) = (event for event in events if isinstance(event, Done))
+    return {result.label: result for result in done.results}
 
 
 def test_events_come_in_order_and_are_plain_data(engine: Engine, request_for: Request) -> None:
     events = list(engine.stream(request_for))
     kinds = [type(event).__name__ for event in events if type(event).__name__ not in ("Text", "Progress")]
-    assert kinds == ["Started", "Decoded", "Encoded", *["MethodStarted", "MethodDone"] * 4, "Done"]
+    timing = len(kinds) - 12
+    assert timing >= 4
+    answered = ["MethodStarted", "MethodDone"] * 4
+    assert kinds == ["Started", "Decoded", "Encoded", *answered, *["Timing"] * timing, "Done"]
     started = next(event for event in events if isinstance(event, Started))
     assert started.labels == ("vanilla", "fastv", "feather", "sharp")
     assert started.model.name == request_for.model
@@ -136,6 +143,9 @@ def test_latencies_add_up(engine: Engine, request_for: Request) -> None:
         assert stages["forward"].ms > 0
         alone = [stage.ms for stage in stages.values() if stage.part_of is None]
         assert sum(alone) + times.prefill == pytest.approx(times.total)
+        before = [stage.ms for name, stage in stages.items() if stage.part_of is None and name != "decode"]
+        assert sum(before) == pytest.approx(times.before_prefill)
+        assert times.before_prefill + times.prefill == pytest.approx(times.first_token)
         assert times.first_token + times.decode == pytest.approx(times.total)
         assert {name for name, stage in stages.items() if stage.shared} == {"decode_video", "vision"}
 
@@ -157,13 +167,17 @@ def test_answers_are_those_of_the_library(engine: Engine, request_for: Request) 
         assert result.first_token_prob == pytest.approx(float(logits[0].softmax(-1).max()), rel=1e-5)
 
 
-def test_bias_is_cold_once_and_then_warm(cpu_settings: Settings, request_for: Request) -> None:
+def test_the_set_up_of_the_first_use_is_in_no_figure(cpu_settings: Settings, request_for: Request) -> None:
     engine = Engine(cpu_settings)
-    cold, warm = (results(engine.stream(request_for))["sharp"] for _ in range(2))
+    first, second = (results(engine.stream(request_for)) for _ in range(2))
+    cold, warm = first["sharp"], second["sharp"]
     assert cold.latency_ms.bias_setup > 0
+    assert cold.latency_ms.stages["bias_setup"] == Stage(cold.latency_ms.bias_setup, shared=False, part_of="once")
     assert warm.latency_ms.bias_setup == 0
     assert "bias_setup" not in warm.latency_ms.stages
-    assert cold.tflops.exact > warm.tflops.exact
+    assert cold.tflops == warm.tflops
+    assert 0 < cold.tflops.setup < cold.tflops.exact
+    assert flops_ratio(cold, first["vanilla"]) == flops_ratio(warm, second["vanilla"])
     assert cold.kept == warm.kept
     assert cold.answer == warm.answer
 
@@ -194,7 +208,7 @@ def test_video_is_decoded_and_encoded_once(
 
 def test_a_traced_run_tells_its_steps_and_changes_nothing(engine: Engine, request_for: Request) -> None:
     specs = (MethodSpec("sharp", label="plain"), MethodSpec("sharp", {"trace": True}, "traced"))
-    found = results(engine.stream(replace(request_for, methods=specs, retention=0.25, prefills=1)))
+    found = results(engine.stream(replace(request_for, methods=specs, retention=0.25, timing_s=0)))
     plain, traced = found["plain"], found["traced"]
     assert (traced.kept, traced.role, traced.answer, traced.scores) == (
         plain.kept,
@@ -216,18 +230,16 @@ def test_a_traced_run_tells_its_steps_and_changes_nothing(engine: Engine, reques
 def test_one_run_may_hold_a_method_at_several_retentions(engine: Engine, request_for: Request) -> None:
     shares = (0.5, 0.25, 0.1)
     specs = tuple(MethodSpec("sharp", {}, f"at {share}", share) for share in shares)
-    swept = results(engine.stream(replace(request_for, methods=specs, retention=0.9, prefills=1)))
+    swept = results(engine.stream(replace(request_for, methods=specs, retention=0.9, timing_s=0)))
     for share in shares:
         (alone,) = results(
             engine.stream(replace(request_for, methods=(MethodSpec("sharp"),), retention=share))
         ).values()
         one = swept[f"at {share}"]
         assert (one.kept, one.answer, one.config) == (alone.kept, alone.answer, alone.config)
-        assert one.latency_ms.prefill_runs == 1
+        assert (one.latency_ms.rounds, one.speedup) == ([], None)
     with pytest.raises(MethodError, match="retention is 2"):
         next(engine.stream(replace(request_for, methods=(MethodSpec("sharp", retention=2.0),))))
-    with pytest.raises(InputError, match="prefills is 0"):
-        next(engine.stream(replace(request_for, prefills=0)))
 
 
 def test_flops_matched_budgets_cost_what_fastv_costs(engine: Engine, request_for: Request) -> None:
@@ -305,7 +317,7 @@ def test_exact_flops_are_those_torch_counts(
         flops for kernel, flops in counter.get_flop_counts()["Global"].items() if "attention" not in str(kernel)
     )
     shape = ModelShape.from_config(tiny.model.config.text_config)
-    exact = prefill_tflops(shape, method, run, prompt.length, run.bias_cold).exact
+    exact = prefill_tflops(shape, method, run, prompt.length).exact
     # FrameFusion's scores count as one row: none is needed where merging was enough, four on Qwen2-VL.
     assert exact * 1e12 == pytest.approx(products + attention, rel=5e-3 if name == "framefusion" else 1e-9)
 
@@ -319,7 +331,7 @@ def test_scores_of_all_parts_are_counted(tiny: Backbone) -> None:
     text, n = prompt.length - len(prompt.layout), len(prompt.layout)
     rows = score_macs(shape, n + text) + score_macs(shape, run.visual_per_layer[1] + text)
     bare = exact_tflops(shape, run.visual_per_layer, text)
-    exact = prefill_tflops(shape, both, run, prompt.length, False).exact
+    exact = prefill_tflops(shape, both, run, prompt.length).exact
     assert (exact - bare) * 1e12 == pytest.approx(2 * rows, rel=1e-6)
 
 
@@ -333,7 +345,7 @@ def test_exact_flops_know_which_layers_are_masked_and_from_what(tiny: Backbone) 
             method = ShaRP(retention=0.3, layer=2, posc=False, regd=False, **options)
             with method(tiny.model) as run:
                 greedy(prompt, steps=1)
-            tflops[layers, sys_visible] = prefill_tflops(shape, method, run, prompt.length, False).exact
+            tflops[layers, sys_visible] = prefill_tflops(shape, method, run, prompt.length).exact
     assert len(run.segments) > 1
     frame, start, n = prompt.layout.frame, int(prompt.layout.index[0]), len(prompt.layout)
     segment = sum((frame >= first).long() for first, _ in run.segments)
@@ -477,6 +489,8 @@ def test_the_seed_reaches_the_random_floor(engine: Engine, request_for: Request)
         ({"max_new_tokens": 3.5}, InputError, "a whole number"),
         ({"retention": float("nan"), "methods": (MethodSpec("vanilla"),)}, MethodError, "above 0 and at most 1"),
         ({"max_new_tokens": 0}, InputError, "max_new_tokens"),
+        ({"timing_s": 61}, InputError, "timing_s is 61; it must be between 0 and 60 seconds"),
+        ({"timing_s": float("nan")}, InputError, "timing_s is nan"),
         ({"match": "speed"}, InputError, "tokens or flops"),
         ({"video": "nowhere.mp4"}, VideoError, "nowhere.mp4"),
         ({"model": "no-such-model"}, ModelError, "no-such-model"),

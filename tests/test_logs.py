@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -77,7 +78,9 @@ def written_line(sink, events: list[Event], error: Exception | None = None) -> s
 
 
 def test_a_run_is_one_line_with_outcome_times_and_no_words_of_the_visitor(lines):
-    line = written_line(lines, [*EVENTS, Done((make_result("vanilla"),), ())])
+    timed = make_result("vanilla", label="vanilla")
+    plain = replace(timed, latency_ms=replace(timed.latency_ms, prefill=99.0, rounds=[]))
+    line = written_line(lines, [*EVENTS, MethodDone("vanilla", plain), Done((timed,), ())])
     assert len(lines()) == 1
     for part in ("abc123", "done", "tiny", "12.3", "out_of_memory", "prefill_ms"):
         assert part in line
@@ -86,7 +89,8 @@ def test_a_run_is_one_line_with_outcome_times_and_no_words_of_the_visitor(lines)
     if line.startswith("{"):
         data = json.loads(line)
         assert data["outcome"] == "done"
-        assert data["methods"]["vanilla"] == {"status": "done", "kept": 60, "prefill_ms": 20.0, "total_ms": 42.0}
+        expected = {"status": "done", "kept": 60, "prefill_ms": 20.0, "total_ms": 42.0, "rounds": 3}
+        assert data["methods"]["vanilla"] == expected
         assert data["methods"]["sharp"] == {"status": "out_of_memory"}
 
 

@@ -80,6 +80,6 @@ def ask_both_ways(engine: Engine, film: Film, clip: SyntheticClip, path: Path, a
         answers.clip.append(clip.seed)
         answers.kind.append(question.kind)
         answers.drawn.append(Asked(film, question.text).is_right(Vanilla(), question)[0])
-        request = Request(str(path), question.text, (MethodSpec("vanilla"),), max_new_tokens=MAX_NEW_TOKENS, prefills=1)
+        request = Request(str(path), question.text, (MethodSpec("vanilla"),), max_new_tokens=MAX_NEW_TOKENS, timing_s=0)
         (result,) = [event.result for event in engine.stream(request) if isinstance(event, MethodDone)]
         answers.filmed.append(question.correct(result.answer))

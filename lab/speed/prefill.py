@@ -425,7 +425,7 @@ def _flops(subject: Subject, prompt: Prompt, case: Case, run: Run | None) -> dic
     if run is None or method is None:
         return {"tflops": full, "ratio": 1.0, "executed_tflops": full, "executed_ratio": 1.0}
     counts = exact_tflops(shape, run.visual_per_layer, prompt.text_tokens, mlp_per_layer=run.mlp_per_layer)
-    executed = prefill_tflops(shape, method, run, prompt.layout.length, cold=False).exact
+    executed = prefill_tflops(shape, method, run, prompt.layout.length).exact
     return {
         "tflops": counts,
         "ratio": full / counts,

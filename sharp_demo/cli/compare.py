@@ -38,6 +38,9 @@ def compare(
     frames: Annotated[int | None, typer.Option(help="frames to sample; default: the model's")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 64,
     seed: Annotated[int, typer.Option(help="seed of everything random")] = 0,
+    timing: Annotated[
+        float | None, typer.Option(help="seconds of timing rounds after the answers; 0: none; default: SHARP_TIMING_S")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="a method option, METHOD.OPTION=VALUE: sharp.score_layer=first")
     ] = None,
@@ -57,7 +60,7 @@ def compare(
     from sharp_demo.records import Request
 
     logging.disable_progress_bar()
-    request = Request(video, question, specs, retention, match.value, model, frames, max_new_tokens, seed)
+    request = Request(video, question, specs, retention, match.value, model, frames, max_new_tokens, seed, timing)
     outcome = _follow(Engine(settings).stream(request))
     _print_comparison(outcome)
     failed = [{"label": one.label, "kind": one.kind, "message": one.message} for one in outcome.failed]
@@ -117,6 +120,8 @@ def _progress(event: Event) -> str:
             return f"{event.label}: prefill"
         case records.Text():
             return f"{event.label}: {printable(event.text)}"
+        case records.Timing():
+            return f"timing the prefills: round {event.round + 1}, {event.budget_s:g} s in all"
     return ""
 
 
@@ -139,7 +144,7 @@ def _print_comparison(outcome: Outcome) -> None:
         table = table_of("", *(result.label for result in outcome.results))
         untrained = "" if model.trained else " (untrained)"
         table.add_row("Answer" + untrained, *(Text(printable(r.answer) or "(empty)") for r in outcome.results))
-        for label in max(shown, key=len):
+        for label in dict.fromkeys(label for figures in sorted(shown, key=len, reverse=True) for label in figures):
             table.add_row(label, *(figures.get(label, "") for figures in shown))
         table.add_section()
         stages = [result.latency_ms.stages for result in outcome.results]

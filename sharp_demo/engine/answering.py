@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator
+from dataclasses import dataclass
 
 import torch
 
@@ -12,7 +13,7 @@ from sharp_demo.backbones.features import model_inputs
 from sharp_demo.engine.condition import DEVICE_LOST
 from sharp_demo.engine.faults import free_memory, is_device_lost, is_out_of_memory
 from sharp_demo.engine.figures import build_result, config_of
-from sharp_demo.engine.generation import Answer, prefill, time_prefills
+from sharp_demo.engine.generation import Answer, timed_prefill
 from sharp_demo.engine.job import Job
 from sharp_demo.engine.stages import Shared
 from sharp_demo.errors import InputError
@@ -23,11 +24,16 @@ log = logging.getLogger(__name__)
 OUT_OF_MEMORY = "out_of_memory"
 
 
-def run_job(job: Job) -> Generator[Event, None, Result | MethodFailed]:
-    """Run a method; when it runs out of memory, once more with half the frames, which its result then says.
+@dataclass(frozen=True)
+class Answered:
+    """A method's answer, and the job that gave it: fitted to the model, on the frames that memory allowed."""
 
-    Returns what the last event tells.
-    """
+    job: Job
+    result: Result
+
+
+def run_job(job: Job) -> Generator[Event, None, Answered | MethodFailed]:
+    """Run a method; when it runs out of memory, once more with half the frames, which its result then says."""
     outcome = yield from _attempt(job, job.shared.stride)
     if _ran_out(outcome):
         free_memory()
@@ -36,15 +42,15 @@ def run_job(job: Job) -> Generator[Event, None, Result | MethodFailed]:
             outcome = yield from _attempt(job, 2 * job.shared.stride)
             if _ran_out(outcome):
                 free_memory()
-    yield MethodDone(job.label, outcome) if isinstance(outcome, Result) else outcome
+    yield MethodDone(job.label, outcome.result) if isinstance(outcome, Answered) else outcome
     return outcome
 
 
-def _ran_out(outcome: Result | MethodFailed) -> bool:
+def _ran_out(outcome: Answered | MethodFailed) -> bool:
     return isinstance(outcome, MethodFailed) and outcome.kind == OUT_OF_MEMORY
 
 
-def _attempt(job: Job, stride: int) -> Generator[Event, None, Result | MethodFailed]:
+def _attempt(job: Job, stride: int) -> Generator[Event, None, Answered | MethodFailed]:
     """Run a method once, on every `stride`-th frame."""
     label = job.label
     if job.condition.lost:
@@ -52,7 +58,7 @@ def _attempt(job: Job, stride: int) -> Generator[Event, None, Result | MethodFai
     try:
         fitted = job.with_stride(stride).fitted()
         yield MethodStarted(label, fitted.method.name, config_of(fitted.method))
-        return (yield from _answer(fitted))
+        return Answered(fitted, (yield from _answer(fitted)))
     except InputError as error:
         return MethodFailed(label, "refused", str(error))
     except Exception as error:
@@ -70,21 +76,13 @@ def _attempt(job: Job, stride: int) -> Generator[Event, None, Result | MethodFai
 def _answer(job: Job) -> Generator[Event, None, Result]:
     """Prefill and decode with the job's method."""
     loaded, processor, model = job.loaded, job.loaded.backbone.processor, job.loaded.backbone.model
-    cuda = model.device.type == "cuda"
     inputs = model_inputs(job.shared.prompt, job.shared.features)
-    length = inputs["input_ids"].shape[1]
-    if cuda and length not in loaded.warmed_lengths:
-        prefill(model, inputs)  # kernels are chosen and memory is reserved by length
-        loaded.warmed_lengths.add(length)
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(model.device)
     answer = Answer()
     with job.method(model, processor, loaded.bias_cache) as run:
-        start = time_prefills(model, inputs, run, job.request.prefills, job.stop)
+        start = timed_prefill(model, inputs, run)
         for ids in answer.decode(model, processor.tokenizer, start, job.request.max_new_tokens, job.stop):
             yield Text(job.label, processor.decode(ids))
-        peak = torch.cuda.max_memory_allocated(model.device) if cuda else None
-        return build_result(job, run, start, answer, length, peak)
+        return build_result(job, run, start, answer, length=inputs["input_ids"].shape[1])
 
 
 def _memory_message(shared: Shared) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import platform
 from collections import Counter
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -13,16 +14,18 @@ import transformers
 
 from sharp_demo import __version__
 from sharp_demo.cost import ModelShape, exact_tflops, paper_tflops
-from sharp_demo.engine.generation import Answer, Prefilled, TimedPrefill
+from sharp_demo.engine.generation import SETUP, Answer, Prefilled, TimedPrefill
 from sharp_demo.engine.job import Job, reads_tower
 from sharp_demo.engine.stages import Shared
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.outcome import Role, Run
 from sharp_demo.records import Latency, Layout, Memory, Result, Stage, Tflops, TokenCounts
 
+ONCE = "once"  # `part_of` of a stage that stands next to the figures, in none of them
 
-def build_result(job: Job, run: Run, start: Prefilled, answer: Answer, length: int, peak_bytes: int | None) -> Result:
-    """Return what a job's method did; `length` is the prompt's, in tokens."""
+
+def build_result(job: Job, run: Run, start: Prefilled, answer: Answer, length: int) -> Result:
+    """Return what a job's method did, not timed in rounds yet; `length` is the prompt's, in tokens."""
     backbone, model, method, shared = job.loaded.backbone, job.loaded.backbone.model, job.method, job.shared
     kept, role = kept_by_frame(run, shared.layout)
     return Result(
@@ -44,8 +47,8 @@ def build_result(job: Job, run: Run, start: Prefilled, answer: Answer, length: i
         scores={name: [_finite(value) for value in values.tolist()] for name, values in run.scores.items()},
         segments=[list(segment) for segment in run.segments],
         latency_ms=latency_of(job, start.timed, answer),
-        tflops=prefill_tflops(job.loaded.shape, method, run, length, start.timed[0].cold),
-        memory=Memory(start.kv_bytes, peak_bytes),
+        tflops=prefill_tflops(job.loaded.shape, method, run, length),
+        memory=Memory(start.kv_bytes, start.timed.peak_bytes, start.timed.added_bytes),
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         attention_backend=backbone.info.attention_backend,
@@ -57,44 +60,71 @@ def build_result(job: Job, run: Run, start: Prefilled, answer: Answer, length: i
     )
 
 
-def latency_of(job: Job, timed: tuple[TimedPrefill, ...], answer: Answer) -> Latency:
-    """Return what a job's method took.
+def latency_of(job: Job, timed: TimedPrefill, answer: Answer) -> Latency:
+    """Return what a job's method took to answer.
 
-    Of several timed prefills the (lower) median one counts, stages and all. `decode_video` and `vision` were measured
-    once for all methods; the stage `vision_scores`, reading the tower's attention, is paid by the methods that choose
-    by it.
+    `decode_video` and `vision` were measured once for all methods; the stage `vision_scores`, reading the tower's
+    attention, is paid by the methods that choose by it.
     """
     shared, signals = job.shared, job.shared.features.signals
-    median = sorted(timed, key=lambda one: one.warm_ms)[(len(timed) - 1) // 2]
-    setup, prefill_ms = timed[0].stages.get("bias_setup", 0.0), median.warm_ms
-    inner = {name: ms for name, ms in median.stages.items() if name != "bias_setup"}
     reading = signals.ms if signals is not None and reads_tower(job.method) else 0.0
-    stages = {
-        "decode_video": Stage(shared.clip.ms, shared=True),
-        "vision": Stage(shared.vision_ms, shared=True),
-        **({"vision_scores": Stage(reading, shared=False)} if reading else {}),
-        **({"bias_setup": Stage(setup, shared=False)} if setup else {}),
-        **{name: Stage(ms, shared=False, part_of="prefill") for name, ms in inner.items()},
-        "forward": Stage(prefill_ms - sum(inner.values()), shared=False, part_of="prefill"),
-        "decode": Stage(answer.ms, shared=False),
-    }
-    first_token = shared.clip.ms + shared.vision_ms + reading + setup + prefill_ms
+    once, before = timed.setup_ms, shared.clip.ms + shared.vision_ms + reading
     return Latency(
         decode_video=shared.clip.ms,
         vision=shared.vision_ms,
-        bias_setup=setup,
-        prefill=prefill_ms,
-        prefill_runs=len(timed),
-        first_token=first_token,
+        bias_setup=once,
+        before_prefill=before,
+        prefill=timed.warm_ms,
+        first_token=before + timed.warm_ms,
         decode=answer.ms,
         decode_per_token=answer.ms / answer.steps if answer.steps else None,
-        total=first_token + answer.ms,
-        stages=stages,
+        total=before + timed.warm_ms + answer.ms,
+        stages={
+            "decode_video": Stage(shared.clip.ms, shared=True),
+            "vision": Stage(shared.vision_ms, shared=True),
+            **({"vision_scores": Stage(reading, shared=False)} if reading else {}),
+            **({SETUP: Stage(once, shared=False, part_of=ONCE)} if once else {}),
+            **_prefill_stages(timed),
+            "decode": Stage(answer.ms, shared=False),
+        },
     )
 
 
-def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, cold: bool) -> Tflops:
-    """Return the TFLOPs of one prefill that `run` describes; `cold`: it made the bias's cache."""
+def timed_result(result: Result, rounds: Sequence[TimedPrefill]) -> Result:
+    """Return a result with the figures of its timing rounds in place of its answer's own prefill.
+
+    The (lower) median round counts, stages and all; of the memory the largest.
+    """
+    if not rounds:
+        return result
+    answered = result.latency_ms
+    median = sorted(rounds, key=lambda one: one.warm_ms)[(len(rounds) - 1) // 2]
+    own = {name: stage for name, stage in answered.stages.items() if stage.part_of != "prefill"}
+    latency = replace(
+        answered,
+        prefill=median.warm_ms,
+        first_token=answered.before_prefill + median.warm_ms,
+        total=answered.before_prefill + median.warm_ms + answered.decode,
+        stages={**own, **_prefill_stages(median)},
+        rounds=[one.warm_ms for one in rounds],
+        cpu_rounds=[one.cpu_ms for one in rounds if one.cpu_ms is not None],
+    )
+    memory = replace(
+        result.memory,
+        peak_bytes=max((one.peak_bytes for one in rounds if one.peak_bytes is not None), default=None),
+        added_bytes=max((one.added_bytes for one in rounds if one.added_bytes is not None), default=None),
+    )
+    return replace(result, latency_ms=latency, memory=memory)
+
+
+def _prefill_stages(timed: TimedPrefill) -> dict[str, Stage]:
+    inner = {name: ms for name, ms in timed.stages.items() if name != SETUP}
+    parts = {**inner, "forward": timed.warm_ms - sum(inner.values())}
+    return {name: Stage(ms, shared=False, part_of="prefill") for name, ms in parts.items()}
+
+
+def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int) -> Tflops:
+    """Return the TFLOPs of one prefill that `run` describes, and of the set-up that its first use paid."""
     assert run.layout is not None
     n, prefix = len(run.layout), int(run.layout.index[0])
     text = length - n
@@ -108,8 +138,7 @@ def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, col
             extra.update(macs)
         if "segm_layers" in own:
             options = own
-    if not cold:
-        extra.pop("bias_setup", None)
+    setup = extra.pop(SETUP, 0)
     masked = [layer for layer in options.get("segm_layers", ()) if options["segm"] and layer < options["layer"]]
     return Tflops(
         paper=paper_tflops(shape, achieved, run.mlp_per_layer),
@@ -124,6 +153,7 @@ def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int, col
             prefix_visible=options.get("sys_visible", True),
             extra_macs=sum(extra.values()),
         ),
+        setup=2e-12 * setup,
     )
 
 

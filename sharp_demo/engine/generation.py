@@ -1,4 +1,4 @@
-"""Greedy answers of a model: prefill, timed as often as is asked for, and decoding token by token.
+"""Greedy answers of a model: a timed prefill, and decoding token by token.
 
 Knows prompts and models and nothing of requests, events or the engine's caches.
 """
@@ -6,7 +6,7 @@ Knows prompts and models and nothing of requests, events or the engine's caches.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,8 +23,7 @@ from sharp_demo.pruning.outcome import Run
 from sharp_demo.stopwatch import Stopwatch
 from sharp_demo.video import Clip
 
-# A prefill that is quick is timed again and the median counts: one measurement on a busy machine says little.
-TIMING_BUDGET_MS = 300.0
+SETUP = "bias_setup"  # the stage that is paid once: a warm cache saves it
 
 
 class Stop(Protocol):
@@ -35,15 +34,25 @@ class Stop(Protocol):
 
 @dataclass(frozen=True)
 class TimedPrefill:
-    """One timed prefill: all of it, its stages, and whether it had to make the black-video bias first."""
+    """One timed prefill: its milliseconds, its stages, and the device memory it took.
+
+    `cpu_ms`: processor time, on a CPU. `peak_bytes`, `added_bytes`: as in `records.Memory`.
+    """
 
     ms: float
+    cpu_ms: float | None
     stages: dict[str, float]
-    cold: bool
+    peak_bytes: int | None
+    added_bytes: int | None
+
+    @property
+    def setup_ms(self) -> float:
+        """What a warm cache would have saved."""
+        return self.stages.get(SETUP, 0.0)
 
     @property
     def warm_ms(self) -> float:
-        return self.ms - self.stages.get("bias_setup", 0.0)
+        return self.ms - self.setup_ms
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +63,7 @@ class Prefilled:
     `kv_bytes` is what the cache holds, `kv_rows` its rows in each layer.
     """
 
-    timed: tuple[TimedPrefill, ...]
+    timed: TimedPrefill
     cache: DynamicCache
     positions: Tensor
     token: int
@@ -90,23 +99,23 @@ class Answer:
             self.steps += 1
 
 
-def time_prefills(model: Any, inputs: dict[str, Any], run: Run, most: int, stop: Stop) -> Prefilled:
-    """Prefill up to `most` times with the method that fills in `run`, fewer when one takes long, and keep the last."""
-    timed: list[TimedPrefill] = []
-    cache: Any = None
-    while len(timed) < most and sum(one.ms for one in timed) < TIMING_BUDGET_MS:
-        if timed:
-            if stop.is_set():
-                break
-            cache = None  # the peak is that of one prefill, not of two caches
-        watch = Stopwatch(model.device)
-        with watch("prefill"):
-            logits, cache, positions = prefill(model, inputs)
-            probabilities = logits.float().softmax(-1)
-            token = int(probabilities.argmax())
-        timed.append(TimedPrefill(watch.ms()["prefill"], run.stages, run.bias_cold))
+def timed_prefill(model: Any, inputs: dict[str, Any], run: Run) -> Prefilled:
+    """Prefill once, by the clock, with the method that fills in `run`."""
+    device, peak, before = model.device, None, 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    watch, clock = Stopwatch(device), processor_clock(device)
+    began = clock() if clock else 0.0
+    with watch("prefill"):
+        logits, cache, positions = prefill(model, inputs)
+        probabilities = logits.float().softmax(-1)
+        token = int(probabilities.argmax())
+    cpu_ms = (clock() - began) * 1e3 if clock else None
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
     return Prefilled(
-        timed=tuple(timed),
+        timed=TimedPrefill(watch.ms()["prefill"], cpu_ms, run.stages, peak, None if peak is None else peak - before),
         cache=cache,
         positions=positions,
         token=token,
@@ -114,6 +123,16 @@ def time_prefills(model: Any, inputs: dict[str, Any], run: Run, most: int, stop:
         kv_bytes=cache_bytes(cache),
         kv_rows=tuple(layer.get_seq_length() for layer in cache.layers),
     )
+
+
+def processor_clock(device: torch.device) -> Callable[[], float] | None:
+    """Return the clock of processor time spent on the model, in seconds; None where it does not run on a CPU.
+
+    With one torch thread that is the calling thread's, so that a web server next to it does not count.
+    """
+    if device.type != "cpu":
+        return None
+    return time.thread_time if torch.get_num_threads() == 1 else time.process_time
 
 
 def prefill(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, DynamicCache, Tensor]:

@@ -13,6 +13,8 @@ from sharp_demo.pruning.registry import make_method, method_class
 from sharp_demo.records import MethodSpec, Request
 from sharp_demo.settings import Settings
 
+MAX_TIMING_S = 60.0
+
 
 def check_request(request: Request, limits: Settings) -> None:
     """Raise InputError for a question, number or budget that is not served."""
@@ -20,10 +22,11 @@ def check_request(request: Request, limits: Settings) -> None:
     for what, value, high in (
         ("frames", request.frames, limits.max_frames),
         ("max_new_tokens", request.max_new_tokens, limits.max_new_tokens),
-        ("prefills", request.prefills, 100),
     ):
         if value is not None and (not isinstance(value, int) or not 1 <= value <= high):
             raise InputError(f"{what} is {value}; it must be between 1 and {high}, a whole number")
+    if request.timing_s is not None and not 0 <= request.timing_s <= MAX_TIMING_S:
+        raise InputError(f"timing_s is {request.timing_s:g}; it must be between 0 and {MAX_TIMING_S:g} seconds")
     if not 0 < request.retention <= 1:
         raise MethodError(f"retention is {request.retention:g}; it must be above 0 and at most 1")
     if request.match not in ("tokens", "flops"):

@@ -1,7 +1,8 @@
 """Runs requests: one model at a time, one request at a time.
 
-The video is decoded and encoded once; the methods then run one after another on the shared features, so that
-their latencies compare like with like. Closing the generator, or `Engine.stop`, ends a run between two tokens.
+The video is decoded and encoded once; the methods then answer one after another on the shared features, and when all
+have answered their prefills are timed in rounds, so that their latencies compare like with like. Closing the
+generator, or `Engine.stop`, ends a run between two tokens or two timed prefills.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import torch
 
 from sharp_demo import strings
 from sharp_demo.backbones.load import default_model, load
-from sharp_demo.engine.answering import run_job
+from sharp_demo.engine.answering import Answered, run_job
 from sharp_demo.engine.attention import attention_maps
 from sharp_demo.engine.condition import Condition
 from sharp_demo.engine.faults import free_memory, typed_failures
 from sharp_demo.engine.generation import Stop, warm_up
 from sharp_demo.engine.job import Job, reads_tower
 from sharp_demo.engine.requests import check_request, methods_of
+from sharp_demo.engine.rounds import time_answers
 from sharp_demo.engine.stages import Loaded, Stages
 from sharp_demo.memory import trim_heaps
 from sharp_demo.pruning.method import Method
@@ -34,7 +36,6 @@ from sharp_demo.records import (
     MethodFailed,
     Progress,
     Request,
-    Result,
     Started,
 )
 from sharp_demo.settings import HUB_MODELS, Settings
@@ -233,18 +234,22 @@ class Engine:
         """Do what computes on the model's device, after the video was decoded."""
         signals = any(reads_tower(method) for _, method in methods)
         shared = yield from self._stages.encode(request, loaded, signals=signals)
-        done: list[Result] = []
+        answered: list[Answered] = []
         failed: list[MethodFailed] = []
         for label, method in methods:
             if stop.is_set():
                 break
             job = Job(request, loaded, self._stages, self.condition, stop, shared, label, method)
             outcome = yield from run_job(job)
-            if isinstance(outcome, Result):
-                done.append(outcome)
+            if isinstance(outcome, Answered):
+                answered.append(outcome)
             else:
                 failed.append(outcome)
-        yield Done(tuple(done), tuple(failed))
+        results = yield from time_answers(answered, self._timing_s(request), stop)
+        yield Done(results, tuple(failed))
+
+    def _timing_s(self, request: Request) -> float:
+        return self.settings.timing_s if request.timing_s is None else request.timing_s
 
     def _attention(self, request: Request, loaded: Loaded, penalty: float) -> AttentionMaps:
         return attention_maps(loaded, self._stages.share(request, loaded), penalty)

@@ -37,7 +37,6 @@ class Loaded:
     shape: ModelShape
     bias_cache: BiasCache = field(default_factory=BiasCache)
     features: Recent[tuple[VideoFeatures, float]] = field(default_factory=lambda: Recent(2))
-    warmed_lengths: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, backbone: Backbone) -> Loaded:

@@ -57,7 +57,6 @@ COPY_BYTES_PER_S = 2e9  # weights to the GPU
 FRAME_S = 0.05  # the vision tower, a frame
 TFLOPS_PER_S = 40.0  # prefill
 TOKEN_S = 0.05  # one decoding step
-TIMED_S = 0.5  # short prefills are timed again
 MAX_S = 120
 
 
@@ -164,20 +163,25 @@ class ZeroGPUEngine(Engine):
         return int(prompt["input_ids"].shape[1])
 
     def _stream_seconds(self, request: Request, clip: Clip) -> int:
-        """Seconds of GPU time to ask for: every method as slow as vanilla, every answer as long as allowed."""
-        count = len(request.methods)
-        return self._seconds(request, clip, prefills=1 + count, methods=count)  # one to warm up
+        """Seconds of GPU time to ask for: every method as slow as vanilla, every answer as long as allowed.
+
+        The budget of the timing rounds, and one round more: a long one is not cut short.
+        """
+        count, timing = len(request.methods), self._timing_s(request)
+        rounds = 1 if timing else 0
+        return self._seconds(request, clip, prefills=count * (1 + rounds), methods=count, timing_s=timing)
 
     def _attention_seconds(self, request: Request, clip: Clip, penalty: float) -> int:
         """Seconds of GPU time to ask for: the clip and the black video, one prefill each."""
-        return self._seconds(request, clip, prefills=2, methods=0)
+        return self._seconds(request, clip, prefills=2, methods=0, timing_s=0.0)
 
-    def _seconds(self, request: Request, clip: Clip, *, prefills: int, methods: int) -> int:
+    def _seconds(self, request: Request, clip: Clip, *, prefills: int, methods: int, timing_s: float) -> int:
         assert self._placed is not None
         model, shape = self._placed.backbone.model, self._placed.shape
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         tflops = exact_tflops(shape, [self._prompt_length(request, clip)] * shape.layers, 0)
-        return gpu_seconds(weights, len(clip.frames), prefills * tflops, methods, request.max_new_tokens)
+        answers = methods * request.max_new_tokens
+        return gpu_seconds(weights, len(clip.frames), prefills * tflops, answers, timing_s)
 
     # -- the worker, which has the GPU ---------------------------------------------------------------------------
 
@@ -215,7 +219,7 @@ class ZeroGPUEngine(Engine):
         return self._placed
 
 
-def gpu_seconds(weight_bytes: float, frames: int, prefill_tflops: float, methods: int, answer_tokens: int) -> int:
-    """Whole seconds of one call, at most what one may ask for; `prefill_tflops` of all its prefills."""
+def gpu_seconds(weight_bytes: float, frames: int, prefill_tflops: float, answer_tokens: int, timing_s: float) -> int:
+    """Whole seconds of one call, at most what one may ask for; prefills and answer tokens of all its methods."""
     once = START_S + weight_bytes / COPY_BYTES_PER_S + frames * FRAME_S + prefill_tflops / TFLOPS_PER_S
-    return min(MAX_S, math.ceil(once + methods * (TIMED_S + answer_tokens * TOKEN_S)))
+    return min(MAX_S, math.ceil(once + answer_tokens * TOKEN_S + timing_s))

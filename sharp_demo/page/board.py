@@ -30,6 +30,7 @@ from sharp_demo.records import (
     Result,
     Started,
     Text,
+    Timing,
 )
 from sharp_demo.views.colors import method_color
 from sharp_demo.views.evidence import Evidence
@@ -164,7 +165,11 @@ class Board:
                 column.status, column.stage, column.kind = "error", strings.FAILED, kind
                 column.error = strings.sentence(message)
                 return True
-            case Done():
+            case Timing(budget_s=budget_s):
+                self._say(strings.timing(budget_s))
+            case Done(results=results):
+                for result in results:
+                    self.column(result.label).result = result
                 self.close()
         return False
 
@@ -229,9 +234,7 @@ class Board:
                     "error": column.error,
                     "note": self._note(column),
                     **comparison_with(column.result, baseline),
-                    "figures": [vars(figure) for figure in figures_of(column.result, baseline)]
-                    if column.result
-                    else [],
+                    "figures": self._figures(column, baseline),
                     "tokens": column.picture(self.layout),
                 }
                 for column in self.columns
@@ -257,6 +260,11 @@ class Board:
 
     def _ended(self) -> int:
         return sum(column.result is not None or column.status == "error" for column in self.columns)
+
+    def _figures(self, column: Column, baseline: Result | None) -> list[dict[str, Any]]:
+        if column.result is None:
+            return []
+        return [vars(figure) for figure in figures_of(column.result, baseline, pending=not self.over)]
 
     def _note(self, column: Column) -> str:
         parts = [column.settings]

@@ -23,7 +23,7 @@ from sharp_demo.errors import InputError, InternalError, SharpError
 from sharp_demo.logs import RunLine, tagged
 from sharp_demo.page.board import Board
 from sharp_demo.page.inputs import Inputs, Values
-from sharp_demo.records import AttentionMaps, Done, Event, Request, Result, Text
+from sharp_demo.records import AttentionMaps, Done, Event, Request, Result, Text, Timing
 from sharp_demo.settings import Settings
 from sharp_demo.views.evidence import Evidence
 from sharp_demo.views.overlay import Sprite
@@ -226,7 +226,7 @@ class Runs:
         """Stream one run to its labelled end."""
         visit = self.visits.of(session)
         visit.begin()
-        problem = None
+        problem, timing = None, False
         try:
             request = mode.request(values)
             board = mode.board(request)
@@ -236,6 +236,12 @@ class Runs:
             try:
                 for event in self.events(request, session or "", session, board):
                     changed = board.apply(event)
+                    if isinstance(event, Done):
+                        continue  # what follows the loop shows it
+                    if isinstance(event, Timing) and timing:
+                        yield {mode.status: gr.skip()}  # nothing is drawn while the clock runs
+                        continue
+                    timing = isinstance(event, Timing)
                     self.store_sprite(board, session)
                     yield {**mode.live(board), **(mode.results(board) if changed else {})}
             except Exception as error:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
 
 from sharp_demo import strings
-from sharp_demo.records import AttentionMaps, Layout, Result
+from sharp_demo.records import AttentionMaps, Layout, Ratio, Result
 from sharp_demo.views.benchmark import Measured
 from sharp_demo.views.colors import SCORE_COLORS, SHARED_COLORS, STAGE_RAMP, method_color
 from sharp_demo.views.evidence import Evidence, evidence_frames
 from sharp_demo.views.overlay import kept_share, scores_by_frame
-from sharp_demo.views.summary import baseline_of, comparable, flops_ratio, prefill_speedup
+from sharp_demo.views.summary import baseline_of, comparable, flops_ratio
 
 TEXT = "#888"
 GRID = "rgba(128,128,128,.28)"
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
-FIGURES = ("decode_video", "vision", "vision_scores", "bias_setup", "prefill", "decode")
+FIGURES = ("decode_video", "vision", "vision_scores", "prefill", "decode", "bias_setup")
 
 
 def styled(title: str, x: str, y: str, height: int = 320) -> go.Figure:
@@ -197,7 +197,7 @@ class Part(NamedTuple):
 
 
 def stage_breakdown(result: Result) -> list[Part]:
-    """Split a result's total into parts that sum to `latency_ms.total`.
+    """Split a result's total into parts that sum to `latency_ms.total`; what was paid once comes on top of it.
 
     A stage that is `part_of` a figure is taken out of it; what it leaves is shown under the figure's own name.
     """
@@ -217,7 +217,7 @@ def stage_breakdown(result: Result) -> list[Part]:
         if rest > 1e-9:
             name = strings.STAGES.get(figure, strings.REST.format(name=figure) if inner else figure)
             parts.append(Part(name, rest, shared, figure))
-    other = latency.total - sum(part.ms for part in parts)
+    other = latency.total - sum(part.ms for part in parts if part.figure != "bias_setup")
     return [*parts, Part(strings.OTHER, other, False, "other")] if other > 1e-6 else parts
 
 
@@ -275,19 +275,21 @@ def speedup_bars(results: Sequence[Result]) -> go.Figure:
         return _with_note(figure, strings.CHART_NO_PRUNING)
     labels = [result.label for result in pruned]
     colors = [method_color(result.method) for result in pruned]
-    bars = (
-        ([prefill_speedup(r, baseline) for r in pruned], ""),
-        ([flops_ratio(r, baseline) for r in pruned], "/"),
-        ([flops_ratio(r, baseline, "paper") for r in pruned], "x"),
+    bars: tuple[tuple[list[float | None], list[tuple[float, float]] | None, str], ...] = (
+        (*_measured([r.speedup.first_token if r.speedup else None for r in pruned]), "."),
+        (*_measured([r.speedup.prefill if r.speedup else None for r in pruned]), ""),
+        ([flops_ratio(r, baseline) for r in pruned], None, "/"),
+        ([flops_ratio(r, baseline, "paper") for r in pruned], None, "x"),
     )
-    for name, (values, pattern) in zip(strings.CHART_SPEED_BARS, bars, strict=True):
+    for name, (values, ranges, pattern) in zip(strings.CHART_SPEED_BARS, bars, strict=True):
         figure.add_bar(
             x=labels,
             y=values,
             name=name,
             offsetgroup=name,
             marker={"color": colors, "pattern": {"shape": pattern, "fgcolor": "rgba(255,255,255,.75)", "size": 6}},
-            text=[f"{value:.2f}×" for value in values],
+            error_y=None if ranges is None else _error_bars(values, ranges),
+            text=[strings.CHART_NOISY if value is None else f"{value:.2f}×" for value in values],
             textposition="outside",
             cliponaxis=False,
             showlegend=False,
@@ -305,6 +307,23 @@ def speedup_bars(results: Sequence[Result]) -> go.Figure:
     )
     figure.update_layout(barmode="group")
     return figure
+
+
+def _measured(ratios: Sequence[Ratio | None]) -> tuple[list[float | None], list[tuple[float, float]]]:
+    """Return the ratios' values and their ranges; without a value there is no bar."""
+    known = [ratio or Ratio(None) for ratio in ratios]
+    return [ratio.value for ratio in known], [(ratio.low or 0.0, ratio.high or 0.0) for ratio in known]
+
+
+def _error_bars(values: Sequence[float | None], ranges: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    return {
+        "symmetric": False,
+        "array": [high - value if value else 0 for value, (_, high) in zip(values, ranges, strict=True)],
+        "arrayminus": [value - low if value else 0 for value, (low, _) in zip(values, ranges, strict=True)],
+        "thickness": 1,
+        "width": 3,
+        "color": TEXT,
+    }
 
 
 def kept_over_time(results: Sequence[Result], evidence: Sequence[Evidence] = ()) -> go.Figure:

@@ -9,17 +9,18 @@ from difflib import SequenceMatcher
 from typing import Literal
 
 from sharp_demo import strings
-from sharp_demo.records import Result
+from sharp_demo.records import Ratio, Result
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure as shown: a short label, the formatted value, and what exactly it contains."""
+    """One figure as shown: a short label, the formatted value, what exactly it contains; `headline`: in large type."""
 
     key: str
     label: str
     value: str
     help: str
+    headline: bool = False
 
 
 def baseline_of(results: Sequence[Result]) -> Result | None:
@@ -35,11 +36,6 @@ def comparable(result: Result, baseline: Result) -> bool:
 def answers_compare(result: Result, baseline: Result) -> bool:
     """Return whether a result's answer can be told the same as vanilla's or another: both are whole."""
     return result.method != "vanilla" and "stopped" not in (result.status, baseline.status)
-
-
-def prefill_speedup(result: Result, baseline: Result) -> float:
-    """Return vanilla's prefill time over this method's; below 1 the method is slower."""
-    return baseline.latency_ms.prefill / max(result.latency_ms.prefill, 1e-9)
 
 
 def flops_ratio(result: Result, baseline: Result, convention: Literal["exact", "paper"] = "exact") -> float:
@@ -78,25 +74,77 @@ def format_ratio(ratio: float) -> str:
     return f"{ratio:.2f}×"
 
 
-def figures_of(result: Result, baseline: Result | None) -> list[Figure]:
-    """Return the key figures of one column, headline figures (kept, speed-up, FLOPs ratio) first."""
-    tokens, latency = result.tokens, result.latency_ms
-    values = {"kept": f"{tokens.kept} / {tokens.visual} ({tokens.retention:.1%})"}
-    if baseline is not None and result.method != "vanilla" and comparable(result, baseline):
-        values["speedup"] = format_ratio(prefill_speedup(result, baseline))
-        values["flops_ratio"] = format_ratio(flops_ratio(result, baseline))
+def format_measured(ratio: Ratio | None) -> str:
+    """Return a measured ratio, or that the rounds disagree too much to give one."""
+    if ratio is None:
+        return strings.NOT_TIMED
+    if ratio.value is None:
+        return strings.too_noisy(ratio.low or 0.0, ratio.high or 0.0)
+    return format_ratio(ratio.value)
+
+
+# What is not known before the timing rounds.
+TIMED = ("first_token_speedup", "speedup", "rounds", "cpu", "prefill", "first_token", "parts", "vision", "total")
+
+
+def figures_of(result: Result, baseline: Result | None, *, pending: bool = False) -> list[Figure]:
+    """Return the key figures of one column, headline figures first; `pending`: its timing rounds are still to come."""
+    against = baseline if baseline is not None and result.method != "vanilla" else None
+    headlines = _headlines(result, against if against is not None and comparable(result, against) else None)
+    values = {**headlines, **{key: value for key, value in _details(result).items() if key not in headlines}}
+    if pending and not result.latency_ms.rounds:
+        values = {key: strings.TO_BE_TIMED if key in TIMED else value for key, value in values.items()}
+    return [
+        Figure(key, strings.FIGURES[key][0], value, strings.FIGURES[key][1], key in headlines)
+        for key, value in values.items()
+    ]
+
+
+def _headlines(result: Result, baseline: Result | None) -> dict[str, str]:
+    """Return what was kept, and first token and prefill: against vanilla's where `baseline` is given."""
+    tokens, latency, speedup = result.tokens, result.latency_ms, result.speedup
+    kept = {"kept": f"{tokens.kept} / {tokens.visual} ({tokens.retention:.1%})"}
+    if baseline is None:
+        return {**kept, "first_token": format_ms(latency.first_token), "prefill": format_ms(latency.prefill)}
+    first = format_measured(speedup.first_token if speedup else None)
+    if speedup is not None and speedup.first_token.value is not None:
+        first = strings.of_at_most(first, format_ratio(speedup.ceiling))
+    return {
+        **kept,
+        "first_token_speedup": first,
+        "speedup": format_measured(speedup.prefill if speedup else None),
+        "flops_ratio": format_ratio(flops_ratio(result, baseline)),
+    }
+
+
+def _details(result: Result) -> dict[str, str]:
+    tokens, latency, speedup = result.tokens, result.latency_ms, result.speedup
+    reading, seeing = latency.decode_video, latency.before_prefill - latency.decode_video
+    values = {}
+    if speedup is not None:
+        ratio, cpu = speedup.prefill, speedup.prefill_cpu
+        values["rounds"] = strings.rounds(ratio.low or 0.0, ratio.high or 0.0, ratio.rounds)
+        values |= {"cpu": format_measured(cpu)} if cpu else {}
     values |= {
-        "prefill": format_ms(latency.prefill),
         "first_token": format_ms(latency.first_token),
-        "vision": f"{latency.vision / latency.first_token:.0%}",
+        "parts": " + ".join(format_ms(ms) for ms in (reading, seeing, latency.prefill)),
+        "vision": f"{seeing / latency.first_token:.0%}",
+        "before_prefill": format_ms(latency.before_prefill),
+        "prefill": format_ms(latency.prefill),
+    }
+    if result.tflops.setup:
+        values["bias_setup"] = strings.once(
+            format_ms(latency.bias_setup) if latency.bias_setup else "", format_flops(result.tflops.setup)
+        )
+    return values | {
         "decode": format_ms(latency.decode_per_token),
         "total": format_ms(latency.total),
         "tflops": f"{format_flops(result.tflops.paper)} / {format_flops(result.tflops.exact)}",
         "kv": format_bytes(result.memory.kv_bytes),
         "peak": format_bytes(result.memory.peak_bytes),
+        "added": format_bytes(result.memory.added_bytes),
         "layer_mean": f"{tokens.layer_mean:.1%}",
     }
-    return [Figure(key, strings.FIGURES[key][0], value, strings.FIGURES[key][1]) for key, value in values.items()]
 
 
 def words(text: str) -> list[str]:

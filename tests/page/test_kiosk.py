@@ -54,7 +54,7 @@ def test_a_stored_result_is_what_a_run_gives():
     live = next(
         event.results
         for event in engine.stream(
-            type(request)(str(example.video), request.question, request.methods, model=request.model, prefills=1)
+            type(request)(str(example.video), request.question, request.methods, model=request.model, timing_s=0)
         )
         if isinstance(event, Done)
     )
@@ -72,7 +72,7 @@ def test_forgetting_drops_frames_and_features():
     stored = read_stored(path_of(Settings().assets, EXAMPLES[0]))
     assert stored is not None
     request = type(stored.request)(
-        str(EXAMPLES[0].video), "?", stored.request.methods[:1], frames=4, max_new_tokens=1, prefills=1
+        str(EXAMPLES[0].video), "?", stored.request.methods[:1], frames=4, max_new_tokens=1, timing_s=0
     )
     list(engine.stream(request))
     assert engine._stages.clips.items()

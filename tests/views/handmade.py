@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sharp_demo.records import Latency, Layout, Memory, Result, Stage, Tflops, TokenCounts
+from sharp_demo.records import Latency, Layout, Memory, Ratio, Result, Speedup, Stage, Tflops, TokenCounts
 
 ROLE_CYCLE = ("kept", "register", "filled", "merged", "grid")
 
@@ -46,14 +46,19 @@ def make_result(
             decode_video=8.0,
             vision=4.0,
             bias_setup=0.0,
+            before_prefill=12.0,
             prefill=prefill,
-            prefill_runs=1,
             first_token=12.0 + prefill,
             decode=10.0,
             decode_per_token=2.5,
             total=22.0 + prefill,
             stages={"decode_video": Stage(8.0, True), "vision": Stage(4.0, True), **inner},
+            rounds=[prefill - 0.5, prefill, prefill + 0.5],
+            cpu_rounds=[prefill, prefill, prefill],
         ),
+        "speedup": None
+        if method == "vanilla"
+        else Speedup(Ratio(2.5, 2.4, 2.6, 3), Ratio(2.5, 2.5, 2.5, 3), Ratio(1.6, 1.5, 1.7, 3), 32 / 12),
         "tflops": Tflops(0.002, 0.003) if method == "vanilla" else Tflops(0.001, 0.001),
         "memory": Memory(123_456, None),
         "device": "cpu",

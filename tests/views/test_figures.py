@@ -4,7 +4,7 @@ import pytest
 from handmade import make_result
 
 from sharp_demo import strings
-from sharp_demo.records import AttentionMaps, Layout, Stage
+from sharp_demo.records import AttentionMaps, Layout, Ratio, Result, Stage
 from sharp_demo.settings import Settings
 from sharp_demo.views import figures, summary
 from sharp_demo.views.benchmark import Measured, load_benchmark, pack_benchmark
@@ -19,16 +19,18 @@ def test_stages_sum_to_the_total(results):
     for result in results:
         parts = figures.stage_breakdown(result)
         assert sum(part.ms for part in parts) == pytest.approx(result.latency_ms.total)
-        assert {part.name for part in parts if part.shared} == {"decode video", "vision encoder"}
+        assert {part.name for part in parts if part.shared} == {"decode video", "vision tower"}
 
 
-def test_a_cold_bias_is_a_stage_of_its_own():
+def test_what_is_paid_once_stands_next_to_the_total():
     result = make_result()
-    latency = result.latency_ms
-    result.latency_ms = replace(latency, bias_setup=3.0, total=latency.total + 3.0)
+    latency, once = result.latency_ms, Stage(3.0, False, "once")
+    result.latency_ms = replace(latency, bias_setup=3.0, stages={**latency.stages, "bias_setup": once})
     parts = figures.stage_breakdown(result)
-    assert figures.Part("bias set-up (first use)", 3.0, False, "bias_setup") in parts
-    assert sum(part.ms for part in parts) == pytest.approx(result.latency_ms.total)
+    setup = figures.Part("bias set-up (first use)", 3.0, False, "bias_setup")
+    assert parts[-1] == setup
+    assert sum(part.ms for part in parts[:-1]) == pytest.approx(result.latency_ms.total)
+    assert figures.latency_bars([result]).data[-1].name == setup.name
 
 
 def test_the_towers_scores_are_a_stage_of_their_own():
@@ -57,10 +59,13 @@ def test_latency_bars_stack_to_the_totals(results):
 
 def test_speedup_is_against_vanilla_and_colours_are_the_methods(results):
     figure = figures.speedup_bars(results)
-    measured, exact, paper = (trace for trace in figure.data if not trace.showlegend and trace.text)
+    first, measured, exact, paper = (trace for trace in figure.data if not trace.showlegend and trace.text)
+    assert list(first.y) == pytest.approx([1.6] * 3)
     assert list(measured.y) == pytest.approx([2.5] * 3)
+    assert list(measured.error_y.array) == list(measured.error_y.arrayminus) == pytest.approx([0.1] * 3)
     assert list(exact.y) == pytest.approx([3.0] * 3)
     assert list(paper.y) == pytest.approx([2.0] * 3)
+    assert exact.error_y.array is None
     assert list(measured.marker.color) == [method_color(name) for name in ("fastv", "feather", "sharp")]
 
 
@@ -72,12 +77,44 @@ def test_speedup_without_a_partner_says_why(methods):
 
 
 def test_a_slower_method_shows_below_one():
-    slow = make_result("fastv")
-    slow.latency_ms = replace(slow.latency_ms, prefill=40.0)
-    figure = figures.speedup_bars([make_result("vanilla"), slow])
-    assert figure.data[0].y[0] == pytest.approx(0.5)
-    shown = {figure.key: figure.value for figure in summary.figures_of(slow, make_result("vanilla"))}
-    assert shown["speedup"] == "0.50×"
+    slow = with_prefill(Ratio(0.5, 0.4, 0.6, 3))
+    assert figures.speedup_bars([make_result("vanilla"), slow]).data[2].y == (0.5,)
+    assert shown_of(slow)["speedup"] == "0.50×"
+
+
+def test_rounds_that_disagree_give_no_number():
+    noisy = with_prefill(Ratio(None, 0.6, 2.1, 7, "spread 80%"))
+    bar = figures.speedup_bars([make_result("vanilla"), noisy]).data[2]
+    assert (bar.y, bar.text) == ((None,), ("too noisy",))
+    shown = shown_of(noisy)
+    assert shown["speedup"] == "too noisy to say (0.6 to 2.1×)"
+    assert shown["cpu"] == "2.50×", "processor time may still say"
+
+
+def test_the_page_says_how_many_rounds():
+    assert shown_of(make_result())["rounds"] == "2.40 to 2.60×, 3 rounds"
+    assert shown_of(with_prefill(Ratio(2.0, 2.0, 2.0, 1)))["rounds"] == "1 round"
+
+
+def test_what_was_not_timed_says_so_and_what_is_to_be_timed_waits():
+    plain = make_result()
+    plain = replace(plain, latency_ms=replace(plain.latency_ms, rounds=[], cpu_rounds=[]), speedup=None)
+    assert (shown_of(plain)["speedup"], shown_of(plain)["prefill"]) == ("not timed", "8.0 ms")
+    pending = shown_of(plain, pending=True)
+    assert {pending[key] for key in ("first_token_speedup", "speedup", "prefill", "first_token", "total")} == {"…"}
+    assert (pending["kept"], pending["flops_ratio"]) == ("7 / 60 (11.7%)", "3.00×")
+    assert shown_of(make_result(), pending=True)["speedup"] == "2.50×"
+
+
+def with_prefill(ratio: Ratio) -> Result:
+    """A result whose prefill speed-up is this one."""
+    result = make_result("fastv")
+    return replace(result, speedup=replace(result.speedup, prefill=ratio))
+
+
+def shown_of(result: Result, **how: bool) -> dict[str, str]:
+    """Its figures as shown next to vanilla."""
+    return {figure.key: figure.value for figure in summary.figures_of(result, make_result("vanilla"), **how)}
 
 
 def test_attention_sums_scores_and_marks_cuts():
@@ -125,11 +162,14 @@ def test_figures_report_what_was_achieved(results):
     assert shown["kv"] == "0.1 MB"
     assert shown["speedup"] == "2.50×"
     assert shown["flops_ratio"] == "3.00×"
+    assert shown["first_token_speedup"] == "1.60×, at most 2.67×"
+    assert shown["parts"] == "8.0 ms + 4.0 ms + 8.0 ms"
+    assert shown["before_prefill"] == "12.0 ms"
     assert "speedup" not in {figure.key for figure in summary.figures_of(results[0], baseline)}
     assert "speedup" not in {figure.key for figure in summary.figures_of(results[3], None)}
 
 
-def test_first_token_says_how_much_of_it_the_vision_encoder_took():
+def test_first_token_says_how_much_of_it_the_vision_tower_took():
     shown = {figure.key: figure.value for figure in summary.figures_of(make_result(), None)}
     assert shown["vision"] == "20%"  # 4 of 8 + 4 + 8 ms
 

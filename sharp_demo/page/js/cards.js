@@ -135,7 +135,7 @@ function drawFigures(parts, figures) {
   parts.key.replaceChildren();
   parts.more.replaceChildren();
   for (const figure of figures) {
-    if (["kept", "speedup", "flops_ratio"].includes(figure.key)) {
+    if (figure.headline) {
       const box = make("div", "sd-big");
       box.title = figure.help;
       box.append(make("strong", "", figure.value), make("span", "", figure.label));

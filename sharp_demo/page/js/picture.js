@@ -48,7 +48,8 @@ function comparisonPicture() {
   const badges = lines(13, "normal", ({ column }) => [column.badge && column.badge.text, column.sure && column.sure.text]
     .filter(Boolean).join(" · "));
   const above = 10 + 24 * (most(names) + most(answers)) + 18 * most(badges) + 8;
-  const block = above + tall + 58;
+  const figures = shown.map((parts) => parts.column.figures.filter((figure) => figure.headline));
+  const block = above + tall + 14 + 22 * most(figures);
   canvas.width = full;
   canvas.height = 2 * gap + title.length * 32 + state.length * 20 + 14 + Math.ceil(shown.length / across) * (block + gap);
   context.fillStyle = body.backgroundColor === "rgba(0, 0, 0, 0)" ? "#fff" : body.backgroundColor;
@@ -80,9 +81,7 @@ function comparisonPicture() {
     badges[index].forEach((line, at) => write(line, x, top + 24 * most(answers) + 16 + at * 18, 13));
     top = y + Math.floor(index / across) * (block + gap) + above;
     drawPicture(context, parts, x, top, width, tall, false);
-    parts.column.figures.filter((figure) => ["kept", "speedup", "flops_ratio"].includes(figure.key))
-      .forEach((figure, at) => write(figure.label + ": " + figure.value, x + (at === 2 ? width / 2 : 0),
-        top + tall + (at ? 44 : 22), 14));
+    figures[index].forEach((figure, at) => write(figure.label + ": " + figure.value, x, top + tall + 22 * (at + 1), 14));
   });
   return canvas;
 }

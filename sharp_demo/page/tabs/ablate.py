@@ -18,7 +18,7 @@ from sharp_demo.page.runs import Mode, Runs, Updates
 from sharp_demo.page.tabs.parts import data_table, mode_buttons, open_cell, status_line
 from sharp_demo.records import MethodSpec, Request, Result
 from sharp_demo.views.colors import method_color
-from sharp_demo.views.summary import format_ms, same_answer
+from sharp_demo.views.summary import format_measured, format_ms, same_answer
 
 MODULES = ("segm", "posc", "regd")
 SWITCHES = (*MODULES, "score_layer")
@@ -98,12 +98,13 @@ def ablation_table(board: Board) -> dict[str, Any]:
         result = results.get(spec.title)
         cells: list[Any] = [{"text": spec.title, "color": method_color(spec.name)}]
         cells += [_switch(spec, switch) for switch in SWITCHES]
-        cells += _outcome(result, board.baseline, whole) if result else [open_cell(board, spec.title)] * 5
+        cells += _outcome(result, board, whole) if result else [open_cell(board, spec.title)] * 5
         rows.append(cells)
     return {"caption": strings.ABLATE_CAPTION, "head": strings.ABLATE_HEAD, "rows": rows}
 
 
-def _outcome(result: Result, baseline: Result | None, whole: Result | None) -> list[Any]:
+def _outcome(result: Result, board: Board, whole: Result | None) -> list[Any]:
+    baseline = board.baseline
     same = baseline is not None and same_answer(result.answer, baseline.answer)
     answer = result.answer.strip() or strings.EMPTY_ANSWER
     sure = result.first_token_prob
@@ -116,8 +117,16 @@ def _outcome(result: Result, baseline: Result | None, whole: Result | None) -> l
         _number("" if sure is None else f"{sure:.3f}"),
         _number(strings.percent(common(result, whole)) if pruned and whole else ""),
         _number(f"{sum(map(bool, result.kept))} / {result.layout.frames}"),
-        _number(format_ms(result.latency_ms.prefill)),
+        _prefill(result, pending=not board.over),
     ]
+
+
+def _prefill(result: Result, *, pending: bool) -> dict[str, str]:
+    """Return the cell of a prefill's time and speed-up, which the timing rounds tell."""
+    if pending and not result.latency_ms.rounds:
+        return _number(strings.TO_BE_TIMED)
+    note = format_measured(result.speedup.prefill) if result.speedup else ""
+    return {**_number(format_ms(result.latency_ms.prefill)), "note": note}
 
 
 def common(result: Result, other: Result) -> float:

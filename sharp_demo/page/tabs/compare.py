@@ -78,6 +78,8 @@ class Compare(Mode):
         if not board.results:
             hidden = {plot: gr.Plot(visible=False) for plot in (self.layers, self.layer_map)}
             return {self.section: gr.Column(visible=False), self.layer: gr.Slider(visible=False), **hidden}
+        if not board.over:  # a chart that is drawn while the clock runs is drawn on somebody's time
+            return {}
         return {self.section: gr.Column(visible=True), **self._charts(board.results, board.evidence)}
 
     def stored(self, board: Board, session: str | None) -> Updates:

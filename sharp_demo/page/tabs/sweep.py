@@ -36,7 +36,7 @@ def sweep_request(request: Request, steps: Sequence[float]) -> Request:
     specs = [MethodSpec("vanilla", {}, method_class("vanilla").title)]
     for step in sorted((step for step in steps if step < 1), reverse=True):
         specs += [replace(spec, label=strings.at_share(spec.title, step), retention=step) for spec in pruning]
-    return replace(request, methods=tuple(specs), prefills=1)
+    return replace(request, methods=tuple(specs), timing_s=0)
 
 
 class Sweep(Mode):

@@ -31,7 +31,7 @@ def walk_request(request: Request, options: Mapping[str, Any]) -> Request:
         raise MethodError(strings.WALK_FULL)
     traced = {**options, **dict.fromkeys(MODULES, True), "trace": True}
     specs = (MethodSpec("vanilla", {}, strings.VANILLA), MethodSpec("sharp", traced, strings.SHARP))
-    return replace(request, methods=specs, prefills=1)
+    return replace(request, methods=specs, timing_s=0)
 
 
 class Walkthrough(Mode):
