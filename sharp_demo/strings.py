@@ -684,7 +684,8 @@ def timing(seconds: float) -> str:
 
 
 def too_noisy(low: float, high: float) -> str:
-    return f"too noisy to say ({low:.1f} to {high:.1f}×)"
+    digits = 1 if high - low >= 0.15 else 2  # never the same figure twice
+    return f"too noisy to say ({low:.{digits}f} to {high:.{digits}f}×)"
 
 
 def of_at_most(ratio: str, ceiling: str) -> str:

@@ -57,6 +57,7 @@ def serving(
         "SHARP_PORT": str(port),
         "SHARP_THREADS": "1",
         "SHARP_MAX_QUESTION_CHARS": "200",
+        "SHARP_TIMING_S": "0.2",
         "GRADIO_TEMP_DIR": str(folder / "cache"),
         "HF_HUB_OFFLINE": "1",
         **variables,

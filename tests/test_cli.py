@@ -251,7 +251,7 @@ def compare(tiny_llava_folder: Path) -> Compare:
     """`compare` on the tiny checkpoint, four frames and two answer tokens; more arguments come last and win."""
 
     def run_compare(video: Path | str, *arguments: str) -> int:
-        fixed = ["--model", str(tiny_llava_folder), "--frames", "4", "--max-new-tokens", "2"]
+        fixed = ["--model", str(tiny_llava_folder), "--frames", "4", "--max-new-tokens", "2", "--timing", "0.01"]
         return main(["compare", str(video), "What is shown?", *fixed, *arguments])
 
     return run_compare
@@ -278,7 +278,10 @@ def test_compare_runs_four_methods_and_writes_json_and_report(
         assert sum(map(len, result["kept"])) == result["tokens"]["kept"]
         assert result["method"] in printed.out
         assert result["latency_ms"]["total"] > 0
-    assert "Prefill speed-up" in printed.out
+        assert result["latency_ms"]["rounds"]
+        assert (result["speedup"] is None) == (result["method"] == "vanilla")
+    for figure in ("Prefill speed-up", "First token, speed-up", "If the prefill were free"):
+        assert figure in printed.out
     assert "What is shown?" in page.read_text()
 
 

@@ -136,7 +136,8 @@ def test_one_round_is_believed_where_processor_time_agrees() -> None:
     assert gained(2.5, 2.1).prefill.value == 2.5
     noisy = gained(5.0, 2.0)
     assert (noisy.prefill.value, noisy.prefill.low, noisy.prefill.high) == (None, 2.0, 5.0)
-    assert noisy.first_token.value is None
+    first = noisy.first_token
+    assert (first.value, first.low, first.high) == (None, (10 + 20) / (10 + 10), (10 + 20) / (10 + 4))
     assert noisy.prefill_cpu is not None
     assert noisy.prefill_cpu.value == 2.0
 

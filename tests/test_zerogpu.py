@@ -27,7 +27,18 @@ from sharp_demo.errors import EXIT_DEVICE_LOST, DeviceError, ModelError, Questio
 from sharp_demo.page.api import Api
 from sharp_demo.page.build import build_ui
 from sharp_demo.page.runs import Runs
-from sharp_demo.records import Decoded, Done, MethodDone, MethodFailed, MethodSpec, Progress, Request, Result, Text
+from sharp_demo.records import (
+    Decoded,
+    Done,
+    MethodDone,
+    MethodFailed,
+    MethodSpec,
+    Progress,
+    Request,
+    Result,
+    Text,
+    Timing,
+)
 from sharp_demo.settings import ROOT, Settings
 from tests.test_engine import video  # noqa: F401
 
@@ -133,7 +144,9 @@ def spaces(monkeypatch: pytest.MonkeyPatch) -> FakeSpaces:
 
 @pytest.fixture
 def zero(spaces: FakeSpaces, cpu_settings: Settings, tiny_llava_folder: Path) -> ZeroGPUEngine:
-    settings = Settings(model=str(tiny_llava_folder), dtype="float32", device="cpu", assets=ROOT / "assets")
+    settings = Settings(
+        model=str(tiny_llava_folder), dtype="float32", device="cpu", assets=ROOT / "assets", timing_s=0.01
+    )
     return ZeroGPUEngine(settings)
 
 
@@ -151,8 +164,11 @@ def test_answers_are_the_plain_engines(
 ) -> None:
     plain = Engine(cpu_settings.model_copy(update={"model": str(tiny_llava_folder)}))
     expected, got = (list(engine.stream(request_for)) for engine in (plain, zero))
-    kinds = [type(event).__name__ for event in expected if not isinstance(event, Progress)]
-    assert [type(event).__name__ for event in got if not isinstance(event, Progress)] == kinds
+    several = (Progress, Timing)  # how many rounds fit is the machine's
+    kinds = [type(event).__name__ for event in expected if not isinstance(event, several)]
+    assert [type(event).__name__ for event in got if not isinstance(event, several)] == kinds
+    assert any(isinstance(event, Timing) for event in got)
+    assert all(result.latency_ms.rounds for result in got[-1].results)
     assert len(spaces.workers) == 1
     for label, result in results(expected).items():
         other = results(got)[label]
@@ -190,6 +206,9 @@ def test_seconds_follow_the_request(
             list(zero.stream(request))
     single, double, long, wide = spaces.seconds
     assert 0 < single < double < long <= MAX_S
+    with pytest.raises(DeviceError):
+        list(zero.stream(replace(two, timing_s=10)))
+    assert double + 9 <= spaces.seconds[-1] <= double + 10
     assert wide > single
     monkeypatch.setattr("sharp_demo.engine.zerogpu.TFLOPS_PER_S", 1e-9)
     with pytest.raises(DeviceError):

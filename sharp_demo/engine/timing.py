@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
-from sharp_demo.records import Latency, Ratio, Result, Speedup
+from sharp_demo.records import Ratio, Result, Speedup
 
 T = TypeVar("T")
 
@@ -81,26 +80,25 @@ def speedup_of(result: Result, baseline: Result) -> Speedup | None:
     own, other = result.latency_ms, baseline.latency_ms
     if not own.rounds or len(own.rounds) != len(other.rounds) or result.tokens.visual != baseline.tokens.visual:
         return None
-    prefill, first = paired_ratio(other.rounds, own.rounds), paired_ratio(_first_tokens(other), _first_tokens(own))
-    cpu = paired_ratio(other.cpu_rounds, own.cpu_rounds) if own.cpu_rounds and other.cpu_rounds else None
-    if prefill.rounds < FEW and cpu is not None and not _agree(prefill, cpu):
-        why = "wall clock and processor time disagree"
-        ends = sorted(end for one in (prefill, cpu) for end in (one.low, one.high) if end is not None)
-        prefill = replace(prefill, value=None, low=ends[0], high=ends[-1], refused=why)
-        first = replace(first, value=None, refused=why)
-    return Speedup(
-        prefill=prefill,
-        prefill_cpu=cpu,
-        first_token=first,
-        ceiling=other.first_token / max(own.before_prefill, 1e-9),
-    )
+    before = other.before_prefill, own.before_prefill
+    prefill, cpu = paired_ratio(other.rounds, own.rounds), None
+    first = _first_tokens(*before, other.rounds, own.rounds)
+    if own.cpu_rounds and other.cpu_rounds:
+        cpu = paired_ratio(other.cpu_rounds, own.cpu_rounds)
+        if prefill.rounds < FEW:
+            first = _confirmed(first, _first_tokens(*before, other.cpu_rounds, own.cpu_rounds))
+            prefill = _confirmed(prefill, cpu)
+    return Speedup(prefill, cpu, first, ceiling=other.first_token / max(own.before_prefill, 1e-9))
 
 
-def _agree(one: Ratio, other: Ratio) -> bool:
-    """Return whether both have a value and these differ by no more than `MAX_SPREAD`."""
-    return bool(one.value and other.value and abs(one.value / other.value - 1) <= MAX_SPREAD)
+def _confirmed(ratio: Ratio, cpu: Ratio) -> Ratio:
+    """Return the ratio, refused unless the one in processor time is within `MAX_SPREAD` of it."""
+    if ratio.value and cpu.value and abs(ratio.value / cpu.value - 1) <= MAX_SPREAD:
+        return ratio
+    ends = [end for one in (ratio, cpu) for end in (one.low, one.high) if end is not None]
+    return Ratio(None, min(ends), max(ends), ratio.rounds, "wall clock and processor time disagree")
 
 
-def _first_tokens(latency: Latency) -> list[float]:
-    """Return the time to the first token in every round."""
-    return [latency.before_prefill + prefill for prefill in latency.rounds]
+def _first_tokens(before: float, own_before: float, reference: Sequence[float], samples: Sequence[float]) -> Ratio:
+    """Return the ratio of times to the first token, from what came before the prefills and the rounds of both."""
+    return paired_ratio([before + ms for ms in reference], [own_before + ms for ms in samples])
