@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sharp_demo.pruning.fastv import FastV
     from sharp_demo.pruning.fastvid import FastVID
     from sharp_demo.pruning.feather import Feather
+    from sharp_demo.pruning.flashvid import FlashVID
     from sharp_demo.pruning.floors import Latest, Random, Uniform
     from sharp_demo.pruning.framefusion import FrameFusion
     from sharp_demo.pruning.holitom import HoliTom
@@ -47,6 +48,7 @@ __all__ = [
     "FastV",
     "FastVID",
     "Feather",
+    "FlashVID",
     "FrameFusion",
     "HoliTom",
     "HoliTomShaRP",

@@ -268,6 +268,7 @@ def test_flops_matched_budgets_cost_what_fastv_costs(engine: Engine, request_for
         ("visionzip", {"dominant": 64}),
         ("evs", {}),
         ("divprune", {}),
+        ("flashvid", {"alpha": 1.0}),  # nothing merges
         ("fastvid", {"context": 0.0}),
         ("dycoke", {}),
         ("vidcom2", {}),

@@ -16,6 +16,7 @@ from sharp_demo.pruning.evs import EVS
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.fastvid import FastVID
 from sharp_demo.pruning.feather import Feather
+from sharp_demo.pruning.flashvid import FlashVID
 from sharp_demo.pruning.floors import Latest, Random, Uniform
 from sharp_demo.pruning.framefusion import FrameFusion
 from sharp_demo.pruning.holitom import HoliTom
@@ -31,7 +32,7 @@ from sharp_demo.pruning.with_sharp import HoliTomShaRP, VisionZipShaRP
 
 METHODS: tuple[type[Method], ...] = (
     *(Vanilla, FastV, Feather, ShaRP, PDrop, FrameFusion, VisionZip, HoliTom, SharpV, EVS),
-    *(VidCom2, DART, CDPruner, DivPrune, DyCoke, FastVID),
+    *(VidCom2, DART, CDPruner, DivPrune, DyCoke, FastVID, FlashVID),
     *(VisionZipShaRP, HoliTomShaRP),
     *(Random, Uniform, Latest),
 )

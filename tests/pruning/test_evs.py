@@ -13,10 +13,12 @@ from sharp_demo.backbones.load import Backbone
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.cdpruner import CDPruner
 from sharp_demo.pruning.divprune import DivPrune
+from sharp_demo.pruning.dycoke import DyCoke
 from sharp_demo.pruning.evs import EVS
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.fastvid import FastVID
 from sharp_demo.pruning.feather import Feather
+from sharp_demo.pruning.flashvid import FlashVID
 from sharp_demo.pruning.floors import Uniform
 from sharp_demo.pruning.framefusion import FrameFusion
 from sharp_demo.pruning.frames import dissimilarity
@@ -124,9 +126,10 @@ def test_in_combinations_it_comes_first(prompt: Prompt) -> None:
     assert run.visual_per_layer == [budget(0.5, n)] * 2 + [budget(0.2, n)] * 2
 
 
-@pytest.mark.parametrize(
-    "method", [EVS, SharpV, VisionZip, HoliTom, DivPrune, CDPruner, VidCom2, FastVID], ids=lambda method: method.name
-)
+WHOLE_FRAMES = (EVS, SharpV, VisionZip, HoliTom, DivPrune, CDPruner, VidCom2, DyCoke, FastVID, FlashVID)
+
+
+@pytest.mark.parametrize("method", WHOLE_FRAMES, ids=lambda method: method.name)
 def test_whole_frames_are_needed(method: type[Method], tiny: Backbone) -> None:
     """Behind a method that has dropped before the LLM it says so, before it has written anything down."""
     prompt = Prompt(tiny, scenes(8)[:1].repeat(8, 0))  # a still, so that FrameFusion merges at once
