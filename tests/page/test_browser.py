@@ -444,19 +444,17 @@ def test_a_waiting_page_can_leave_and_stops_nobody_else(browser, talkative_serve
         watched.open(talkative_server)
         upload(watched.page, clip)
         ask(watched.page, "Describe everything that happens, at length.")
-        for method in ("Random", "Uniform", "Latest"):
-            watched.page.locator("#methods").get_by_label(method, exact=True).check()
     answer_length(running.page, 400)  # so that it is still running when the other one leaves
     running.page.locator("#run").click()
     running.page.wait_for_function("document.querySelector('.sd').dataset.phase === 'running'")
     waiting.page.locator("#run").click()
     expect(waiting.page.locator("#leave")).to_be_visible()
-    assert statuses(waiting.page) == ["waiting"] * 7
+    assert statuses(waiting.page) == ["waiting"] * 4
     waiting.page.locator("#leave").click()
     waiting.page.wait_for_function("document.querySelector('.sd').dataset.phase === 'stopped'")
     expect(waiting.page.locator("#run")).to_be_enabled()
     running.page.wait_for_function(ENDED, timeout=RUN_MS)
-    assert statuses(running.page) == ["done"] * 7
+    assert statuses(running.page) == ["done"] * 4
     waiting.page.wait_for_timeout(1000)
     assert waiting.page.locator(".sd").get_attribute("data-phase") == "stopped", "it did not run after all"
     for watched in (running, waiting):
