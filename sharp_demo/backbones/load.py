@@ -112,11 +112,11 @@ def is_available(name: str, settings: Settings) -> bool:
 def default_model(settings: Settings) -> str:
     """The model to start with when the request names none.
 
-    `settings.model` if set; on a CUDA host the 7B (or, with less than 22 GB, the 0.5B) LLaVA-OneVision if it is
+    `settings.model_name` if set; on a CUDA host the 7B (or, with less than 22 GB, the 0.5B) LLaVA-OneVision if it is
     cached or the hub can be reached; else the first embedded model.
     """
-    if settings.model:
-        return settings.model
+    if settings.model_name:
+        return settings.model_name
     if settings.device in ("auto", "cuda") and torch.cuda.is_available():
         small, large = HUB_MODELS[:2]
         wanted = large if torch.cuda.get_device_properties(0).total_memory >= LARGE_GPU_BYTES else small
@@ -187,6 +187,8 @@ def _check_shard(path: Path) -> None:
 def _local_folder(name: str, settings: Settings) -> Path | None:
     if name in settings.embedded:
         return settings.embedded[name]
+    if name == settings.model_name:
+        name = settings.model or name
     with suppress(OSError, ValueError, RuntimeError):  # too long, a null character, no such home: it names no folder
         folder = Path(name).expanduser()
         if folder.is_dir():

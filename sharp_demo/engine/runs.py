@@ -68,7 +68,7 @@ class Engine:
 
     def models(self) -> list[str]:
         """Return names for a menu: the configured model, the embedded ones that are there, and the hub allow-list."""
-        configured = [self.settings.model] if self.settings.model else []
+        configured = [self.settings.model_name] if self.settings.model_name else []
         return list(dict.fromkeys([*configured, *self.settings.embedded, *HUB_MODELS]))
 
     @property

@@ -9,10 +9,11 @@ from uuid import uuid4
 import gradio as gr
 from gradio.exceptions import Error
 
-from sharp_demo.errors import SharpError
+from sharp_demo.errors import InputError, SharpError
 from sharp_demo.page.runs import Runs, public
 from sharp_demo.pruning.registry import method_class
 from sharp_demo.records import Done, MethodFailed, MethodSpec, Request
+from sharp_demo.web.calls import Refusal
 
 
 class Api:
@@ -75,5 +76,7 @@ class Api:
                         answer = {**answer, "results": [result.to_dict() for result in results]}
                 # Also when nothing changed: a client that hung up is noticed at a yield only.
                 yield answer
+        except InputError as error:
+            raise Refusal(str(error)) from None
         except SharpError as error:
             raise Error(str(error), print_exception=False) from None

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import gradio as gr
 from gradio.route_utils import get_root_url
 from gradio.utils import get_upload_folder
+from huggingface_hub.constants import HF_HUB_CACHE
 from starlette.middleware import Middleware
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
@@ -30,6 +31,7 @@ from sharp_demo.settings import Settings
 from sharp_demo.web.calls import Calls, parameters_of, refuse_odd_values
 from sharp_demo.web.health import Health, leaving_when_lost
 from sharp_demo.web.queue import PageQueue
+from sharp_demo.web.routes import Folders, HiddenFolders, OpenRoutes
 from sharp_demo.web.server import guards
 from sharp_demo.web.uploads import UploadFolder
 
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 CHECK_WAIT_S = 10.0
 SESSIONS = 4096  # what Gradio itself remembers of a page; finished runs are on the shelf
-CLIPS = "clips"  # where the examples are served, next to the page: their folder is nobody's business
+CLIPS = "clips"  # where the examples are served, next to the page
 
 
 def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
@@ -100,6 +102,7 @@ def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[
     allowed = (Path(get_upload_folder()), settings.assets / "clips")
     functions = {index: len(one.inputs) for index, one in page.fns.items()}
     refuse_odd_values(page, NAME, parameters, allowed)
+    folders = hidden_folders(settings)
 
     def lifespan(_: Any) -> AbstractAsyncContextManager[None]:
         return leaving_when_lost(engine)
@@ -120,7 +123,17 @@ def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[
         "app_kwargs": {
             "middleware": [
                 *guards(settings, folder),
-                Middleware(Calls, name=NAME, parameters=parameters, functions=functions, allowed=allowed),
+                Middleware(OpenRoutes, known_session=queue.knows, known_event=lambda one: queue.owner(one) is not None),
+                Middleware(HiddenFolders, folders=folders),
+                Middleware(
+                    Calls,
+                    name=NAME,
+                    parameters=parameters,
+                    functions=functions,
+                    allowed=allowed,
+                    folders=folders,
+                    owner=queue.owner,
+                ),
             ],
             "routes": [
                 health.route(),
@@ -134,6 +147,15 @@ def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[
         "allowed_paths": [],
         "max_file_size": int(settings.max_upload_mb * 1e6) if settings.uploads else 1,
     }
+
+
+def hidden_folders(settings: Settings) -> Folders:
+    """Return the folders that a visitor could see, by the names that they are given."""
+    opened = {"uploads": Path(get_upload_folder()), CLIPS: settings.assets / "clips"}
+    others = {"assets": settings.assets, "hub": Path(HF_HUB_CACHE)}
+    if settings.model is not None and settings.model_name not in (None, settings.model):
+        others[str(settings.model_name)] = Path(settings.model).expanduser()
+    return Folders(opened, others)
 
 
 def _example_row(examples: list[Example]) -> gr.HTML:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sharp_demo import strings
+from sharp_demo.web.routes import CALLS, PREFIX, Folders, is_address
 
 log = logging.getLogger(__name__)
 
-PREFIX = "/gradio_api/"
 EVENTS = ("queue/join", "run/predict", "api/predict")  # by index; the page sends what does not wait to run/predict
 DEEPEST = 64  # levels of JSON; a page's own events have about ten
 LARGEST = 1e15  # of a number
-LONGEST = 200  # characters of a name: a method, a model, a session
+LONGEST = 200  # characters of a name: a method, a model
+SESSION = re.compile(r"[\w.-]{1,200}", re.ASCII)  # Gradio reads more into other characters
 # What a parameter takes, by its component; the last is whether null stands for "not given".
 FILE, TEXT, NAME, NAMES, NUMBER = "file", "text", "name", "names", "number"
 KINDS = {
@@ -44,6 +46,13 @@ OPTIONAL = "frames"  # the one number that null stands for
 
 class CallError(ValueError):
     """A call is refused; the message is for the caller."""
+
+
+class Refusal(Error):
+    """Tells a caller in one line that the values are at fault; by HTTP it is 422, all other errors are 500."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, title=strings.REFUSED_TITLE, print_exception=False)
 
 
 @dataclass(frozen=True)
@@ -116,8 +125,8 @@ def check_envelope(call: Mapping[str, Any], functions: Mapping[int, int] | None 
     if not isinstance(call.get("data"), list):
         raise CallError(strings.wrong_value("data", strings.A_LIST, call.get("data")))
     session = call.get("session_hash")
-    if session is not None and (not isinstance(session, str) or not 0 < len(session) <= LONGEST):
-        raise CallError(strings.wrong_value("session_hash", strings.A_SHORT_TEXT, session))
+    if session is not None:
+        check_session(session)
     for name in ("fn_index", "trigger_id"):
         if call.get(name) is not None and type(call[name]) is not int:
             raise CallError(strings.wrong_value(name, strings.A_WHOLE_NUMBER, call[name]))
@@ -132,6 +141,26 @@ def check_envelope(call: Mapping[str, Any], functions: Mapping[int, int] | None 
             raise CallError(strings.wrong_value("session_hash", strings.A_SHORT_TEXT, session))
         if call.get("fn_index") not in functions:
             raise CallError(strings.NO_FUNCTION)
+
+
+def check_session(session: Any) -> None:
+    if not isinstance(session, str) or not SESSION.fullmatch(session):
+        raise CallError(strings.wrong_value("session_hash", strings.A_SHORT_TEXT, session))
+
+
+def check_cancel(call: Mapping[str, Any], owner: Callable[[str], str | None]) -> None:
+    """Check that a session cancels nothing but its own events. `owner`: the session of an event, None: of nobody."""
+    check_session(call.get("session_hash"))
+    if type(call.get("fn_index")) is not int:
+        raise CallError(strings.wrong_value("fn_index", strings.A_WHOLE_NUMBER, call.get("fn_index")))
+    check_event(call)
+    if owner(call["event_id"]) not in (None, call["session_hash"]):
+        raise CallError(strings.NO_EVENT)
+
+
+def check_event(call: Mapping[str, Any]) -> None:
+    if not isinstance(call.get("event_id"), str):
+        raise CallError(strings.wrong_value("event_id", "text", call.get("event_id")))
 
 
 def check_values(parameters: Sequence[Parameter], values: Sequence[Any], allowed: Sequence[Path]) -> None:
@@ -180,7 +209,7 @@ def is_file_data(value: Mapping[str, Any]) -> bool:
 
 def check_path(path: str, allowed: Sequence[Path]) -> None:
     """Refuse addresses, and files that are in no `allowed` folder or are gone."""
-    if "://" in path or path.lower().startswith(("//", "http:", "https:", "ftp:", "file:", "data:")):
+    if is_address(path):
         raise CallError(strings.NO_URL)
     try:
         resolved = Path(path).resolve()
@@ -194,13 +223,13 @@ def check_path(path: str, allowed: Sequence[Path]) -> None:
         raise CallError(strings.UPLOAD_GONE)
 
 
-def check_files(value: Any, allowed: Sequence[Path]) -> None:
-    """Check every file that the values of any event name."""
+def files_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield every file that a JSON value names."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict) and is_file_data(one):
-            check_path(one["path"], allowed)
+            yield one
         waiting.extend(_parts(one))
 
 
@@ -210,7 +239,9 @@ def check_files(value: Any, allowed: Sequence[Path]) -> None:
 class Calls:
     """Refuses calls that are no JSON, name no endpoint or have values of the wrong kind with 422 and one line.
 
-    `functions` : number of inputs of every event by its index. `parameters` : those of the endpoint `name`.
+    `functions` : number of inputs of every event by its index. `parameters` : those of the endpoint `name`. `owner` :
+    the session of an event in the queue, None for any other. What passes is passed on as it was read here, with files
+    by their own paths.
     """
 
     def __init__(
@@ -220,9 +251,11 @@ class Calls:
         parameters: Sequence[Parameter],
         functions: Mapping[int, int],
         allowed: Sequence[Path],
+        folders: Folders,
+        owner: Callable[[str], str | None],
     ) -> None:
         self.app, self.name, self.parameters = app, name, parameters
-        self.functions, self.allowed = functions, allowed
+        self.functions, self.allowed, self.folders, self.owner = functions, allowed, folders, owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = route_of(scope)
@@ -233,15 +266,29 @@ class Calls:
         if body is None:  # hung up
             return
         try:
-            self.check(route, body)
+            call = self.read(body)
+            self.check(route, call)
         except CallError as error:
             await JSONResponse({"detail": str(error)}, 422)(scope, receive, send)
             return
-        await self.app(scope, Replay(body, receive), send)
+        answer = Answer(scope, receive, send) if route.startswith(("run/", "api/")) else send
+        await self.app(scope, Replay(json.dumps(call).encode(), receive), answer)
 
-    def check(self, route: str, body: bytes) -> None:
-        """Check a body that is sent to a route below `PREFIX`. Raises CallError."""
+    def read(self, body: bytes) -> dict[str, Any]:
+        """Return the call of a body. Raises CallError."""
         call = parsed(body)
+        for file in files_in(call):
+            file["path"] = self.folders.local(file["path"])
+        return call
+
+    def check(self, route: str, call: dict[str, Any]) -> None:
+        """Check a call that is sent to a route below `PREFIX`. Raises CallError."""
+        if route == "cancel":
+            check_cancel(call, self.owner)
+            return
+        if route == "reset":
+            check_event(call)
+            return
         if route in EVENTS:
             check_envelope(call, self.functions)
             return  # values are checked behind the route: the page and gradio_client read refusals there
@@ -276,7 +323,7 @@ def route_of(scope: Scope) -> str | None:
     if not path.startswith(PREFIX):
         return None
     route = path.removeprefix(PREFIX)
-    return route if route == "queue/join" or route.startswith(("call/", "run/", "api/")) else None
+    return route if route in ("queue/join", "cancel", "reset") or route.startswith(CALLS) else None
 
 
 async def whole_body(receive: Receive) -> bytes | None:
@@ -305,6 +352,42 @@ class Replay:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
+class Answer:
+    """Sends what a direct call is answered; a `Refusal`, which Gradio answers with 500 as all errors, with 422."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self.receive, self.send = scope, receive, send
+        self.failed: Message | None = None  # the beginning of an answer with 500, held back
+        self.body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 500:
+            self.failed = message
+        elif self.failed is None:
+            await self.send(message)
+        else:
+            self.body += message.get("body", b"")
+            if not message.get("more_body"):
+                await self.end(self.failed)
+
+    async def end(self, failed: Message) -> None:
+        line = refused(self.body)
+        if line is None:
+            await self.send(failed)
+            await self.send({"type": "http.response.body", "body": self.body})
+        else:
+            await JSONResponse({"error": line}, 422)(self.scope, self.receive, self.send)
+
+
+def refused(body: bytes) -> str | None:
+    """Return the line of a `Refusal` that Gradio wrote; None for anything else."""
+    try:
+        told = json.loads(body)
+    except ValueError:
+        return None
+    return told.get("error") if isinstance(told, dict) and told.get("title") == strings.REFUSED_TITLE else None
+
+
 def refuse_odd_values(page: gr.Blocks, name: str, parameters: Sequence[Parameter], allowed: Sequence[Path]) -> None:
     """Make a page refuse an event's values that are not what its inputs take by one line instead of a traceback."""
     read = page.preprocess_data
@@ -314,17 +397,17 @@ def refuse_odd_values(page: gr.Blocks, name: str, parameters: Sequence[Parameter
             if block_fn.api_name == name:
                 check_values(parameters, inputs, allowed)
             else:
-                check_files(inputs, allowed)
+                for file in files_in(inputs):
+                    check_path(file["path"], allowed)
             return await read(block_fn, inputs, state, explicit_call)
         except Error as error:
-            error.print_exception = False
-            raise
+            raise Refusal(error.message) from None
         except OSError:
             raise
         except CallError as error:
-            raise Error(str(error), print_exception=False) from None
+            raise Refusal(str(error)) from None
         except Exception as error:
             log.info("an event's values were refused: %s", type(error).__name__)
-            raise Error(strings.ODD_VALUES, print_exception=False) from None
+            raise Refusal(strings.ODD_VALUES) from None
 
     page.preprocess_data = checked

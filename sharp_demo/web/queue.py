@@ -23,6 +23,20 @@ class PageQueue:
         messages = self.page._queue.pending_messages_per_session.get(session)
         return 0 if messages is None else messages.qsize()
 
+    def knows(self, session: str) -> bool:
+        """Return True for a session that has asked for something."""
+        return session in self.page._queue.pending_messages_per_session
+
+    def owner(self, event: str) -> str | None:
+        """Return the session whose event this is; None when nobody's waits, runs or has an answer to fetch."""
+        queue = self.page._queue
+        known = queue.event_ids_to_events.get(event)
+        if known is not None:
+            return known.session_hash
+        sessions = list(queue.pending_event_ids_session.items())
+        # An event without a session of its own is its own session.
+        return next((session for session, events in sessions if event in events), event if self.knows(event) else None)
+
     def files(self) -> set[Path]:
         """Return the files that the requests name which wait or run."""
         queue = self.page._queue

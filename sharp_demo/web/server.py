@@ -251,6 +251,8 @@ class BodyLimit:
             await self.app(scope, arriving.receive, send)
         except NoRoom as error:
             await refusal(scope, 507, str(error))(scope, receive, send)
+        except TypeError:  # Gradio's, for a part of the form that is no file
+            await refusal(scope, 400, strings.NO_FILE)(scope, receive, send)
         except TimeoutError:
             await refusal(scope, 408, strings.silent_upload(self.silence_s))(scope, receive, send)
         finally:

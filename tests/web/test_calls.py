@@ -23,9 +23,10 @@ from sharp_demo.web.calls import (
     parsed,
     route_of,
 )
+from sharp_demo.web.routes import Folders
 from tests.page.test_api import file_data, upload
 from tests.page.test_browser import browser, watched  # noqa: F401
-from tests.serving import ROOT, serving
+from tests.serving import serving
 
 NAMES = ("video", "question", "methods", "retention", "match", "frames", "model")
 KINDS = ("file", "text", "names", "number", "name", "number", "name")
@@ -119,6 +120,7 @@ def test_what_is_no_plain_json_is_refused(body):
         {"session_hash": 7},
         {"session_hash": "x" * 1000},
         {"session_hash": None},
+        {"session_hash": "a<gradio-sep>b"},
         {"fn_index": "1"},
         {"fn_index": True},
         {"fn_index": 99},
@@ -133,15 +135,46 @@ def test_what_stands_around_the_values_is_checked(change):
         check_envelope({**call, **change}, {1: 0})
 
 
+def calls_for(folder: Path, **owners: str) -> Calls:
+    """The checks of an app whose uploads lie in a folder, with events and their sessions."""
+    folders = Folders({"uploads": folder}, {})
+    return Calls(None, "compare", PARAMETERS, {}, [folder], folders, owners.get)  # type: ignore[arg-type]
+
+
+def test_a_session_cancels_only_its_own_events(tmp_path):
+    calls = calls_for(tmp_path, mine="me", yours="you")
+    for event in ("mine", "over"):
+        calls.check("cancel", {"session_hash": "me", "fn_index": 1, "event_id": event})
+    for change in (
+        {"event_id": "yours"},
+        {"event_id": None},
+        {"event_id": ["mine"]},
+        {"session_hash": None},
+        {"session_hash": "me<gradio-sep>"},
+        {"fn_index": "1"},
+        {"fn_index": True},
+    ):
+        with pytest.raises(CallError):
+            calls.check("cancel", {"session_hash": "me", "fn_index": 1, "event_id": "mine", **change})
+    calls.check("reset", {"event_id": "any"})
+    with pytest.raises(CallError):
+        calls.check("reset", {})
+
+
+def test_files_are_known_by_name_and_read_by_path(tmp_path):
+    call = calls_for(tmp_path).read(json.dumps({"data": [file_data("uploads/a/b.mp4"), "uploads/a/b.mp4"]}).encode())
+    assert call["data"] == [file_data(f"{tmp_path}/a/b.mp4"), "uploads/a/b.mp4"]
+
+
 def test_named_values(tmp_path):
-    calls = Calls(None, "compare", PARAMETERS, {}, [tmp_path])  # type: ignore[arg-type]
+    calls = calls_for(tmp_path)
     good = dict(zip(NAMES, [None, "What?", ["vanilla"], 0.5, "tokens", 0, None], strict=True))
-    calls.check("call/v2/compare", json.dumps(good).encode())
+    calls.check("call/v2/compare", dict(good))
     for odd in ({**good, "speed": 1}, {name: good[name] for name in NAMES[1:]}, {**good, "frames": "x"}):
         with pytest.raises(CallError):
-            calls.check("call/v2/compare", json.dumps(odd).encode())
+            calls.check("call/v2/compare", odd)
     with pytest.raises(CallError, match="/compare"):
-        calls.check("call/other", b'{"data": []}')
+        calls.check("call/other", {"data": []})
 
 
 @pytest.mark.parametrize(
@@ -177,7 +210,7 @@ def test_every_way_into_the_running_app(tmp_path, clip: Path):
             events = json.load(response)["dependencies"]
         index = next(one["id"] for one in events if one["api_name"] == "compare")
         assert post(server, "run/compare", {"data": good})[0] == 200
-        for name, value in (*ODD[::5], ("match", "luck"), ("model", "nobody/knows")):
+        for name, value in (*ODD[::5], ("match", "luck"), ("model", "nobody/knows"), ("retention", 2)):
             values = [value if one == name else known for one, known in zip(NAMES, good, strict=True)]
             for route, body in (
                 ("call/compare", {"data": values}),
@@ -187,7 +220,7 @@ def test_every_way_into_the_running_app(tmp_path, clip: Path):
             ):
                 status, answer = post(server, route, body)
                 if "event_id" not in answer:  # else the line comes with the event
-                    assert status in (422, 500), (route, value)
+                    assert status == 422, (route, value)
                     assert answer.get("detail") or answer["error"], (route, value)
             session = {"fn_index": index, "session_hash": "one"}
             assert post(server, "queue/join", {"data": values, **session})[0] == 200
@@ -202,12 +235,7 @@ def test_every_way_into_the_running_app(tmp_path, clip: Path):
     assert "Traceback" not in (tmp_path / "app.log").read_text()
 
 
-def test_the_page_tells_no_folder_of_the_server(server):
-    for path in ("/config", "/", "/gradio_api/info"):
-        with urllib.request.urlopen(f"{server}{path}", timeout=30) as response:
-            text = response.read().decode()
-        for folder in (ROOT, Path.home()):
-            assert f"{folder}/" not in text, path
+def test_the_example_clips_are_served_and_nothing_around_them(server):
     with urllib.request.urlopen(f"{server}/config", timeout=30) as response:
         listed = next(
             one["props"]["value"]
@@ -219,12 +247,3 @@ def test_the_page_tells_no_folder_of_the_server(server):
     for path in ("/clips/../app.py", "/clips/%2e%2e/examples.py", "/clips//etc/passwd"):
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(f"{server}{path}", timeout=30)
-
-
-@pytest.mark.browser
-def test_the_pages_own_events_pass(watched, server):  # noqa: F811
-    """An example is chosen by an event that does not wait in the queue."""
-    watched.open(server)
-    watched.page.locator("#examples button").first.click()
-    watched.page.wait_for_selector("#clip video")
-    watched.assert_clean()
