@@ -86,6 +86,7 @@ class RunLine:
 
     def __init__(self, run: str, request: Request) -> None:
         self.run, self.began, self.outcome = run, time.monotonic(), "left"
+        self.asked = len(request.methods)
         self.fields: dict[str, Any] = {
             "model": request.model,
             "asked": {"retention": request.retention, "match": request.match, "frames": request.frames},
@@ -112,7 +113,8 @@ class RunLine:
                 fields["methods"][label] = {"status": kind}
             case Done(results=results, failed=failed):
                 fields["methods"] |= {result.label: _of_method(result) for result in results}
-                stopped = not fields["methods"] or any(result.status == "stopped" for result in results)
+                missing = len(fields["methods"]) < self.asked
+                stopped = missing or any(result.status == "stopped" for result in results)
                 self.outcome = "failed" if failed and not results else "stopped" if stopped else "done"
 
     def fail(self, error: Exception) -> None:

@@ -316,6 +316,10 @@ def too_often(limit: int, wait: int) -> str:
     return f"Too many requests: {limit} a minute are allowed. Try again in {wait} s."
 
 
+def many_waiting(own: int) -> str:
+    return f"The queue is nearly full and {own} of your requests wait in it; ask again when one has run."
+
+
 def too_many_uploads(limit: int) -> str:
     return f"Too many uploads at once: {limit} are allowed. Wait until one has ended."
 

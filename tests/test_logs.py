@@ -100,6 +100,7 @@ def test_a_run_is_one_line_with_outcome_times_and_no_words_of_the_visitor(lines)
         (EVENTS, None, "left"),
         ([*EVENTS, Done((make_result(status="stopped"),), ())], None, "stopped"),
         ([Done((), ())], None, "stopped"),
+        ([one for one in EVENTS if not isinstance(one, MethodFailed)] + [Done((), ())], None, "stopped"),
         ([*EVENTS, Done((), (MethodFailed("sharp", "device_lost", "gone"),))], None, "failed"),
         ([], VideoError("too_long", "plays 200 s"), "refused"),
         (EVENTS, InternalError("ours"), "failed"),

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_FRAMES = 32
 HUB_FILES = ("*.json", "*.jinja", "*.txt", "*.safetensors")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_TIMEOUT_S = 3.0
+HUB_TIMEOUT_S = 3.0  # of a question to the hub, looking up its name included
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # from_pretrained swaps class methods and puts back what it found: two at once leave them swapped for good.
 _ONE_LOAD_AT_A_TIME = threading.Lock()
@@ -213,6 +213,7 @@ def _cached_folder(name: str) -> Path:
 
 def _download(name: str) -> Path:
     try:
+        _ask_hub(name)  # a download would wait much longer for a hub that does not answer
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except GatedRepoError:
         raise ModelError(f"{name} is gated: accept its terms on the hub and log in with `hf auth login`") from None
@@ -227,10 +228,30 @@ def _download(name: str) -> Path:
 
 def _hub_has(name: str) -> bool:
     try:
-        HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+        _ask_hub(name)
     except Exception:  # any network trouble means the same here: the embedded model it is
         return False
     return True
+
+
+def _ask_hub(name: str) -> None:
+    """Ask the hub for a model; raises what its client raises, TimeoutError when nothing comes."""
+    problems: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+            problems.append(None)
+        except Exception as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=ask, name="hub", daemon=True)
+    thread.start()
+    thread.join(HUB_TIMEOUT_S)
+    if not problems:
+        raise TimeoutError(f"the hub gave no answer within {HUB_TIMEOUT_S:g} s")
+    if problems[0] is not None:
+        raise problems[0]
 
 
 # --- placement

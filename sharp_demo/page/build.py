@@ -30,7 +30,7 @@ from sharp_demo.page.theme import CSS, make_theme
 from sharp_demo.settings import Settings
 from sharp_demo.web.calls import Calls, parameters_of, refuse_odd_values
 from sharp_demo.web.health import Health, leaving_when_lost
-from sharp_demo.web.queue import PageQueue
+from sharp_demo.web.queue import LastPlaces, PageQueue
 from sharp_demo.web.routes import Folders, HiddenFolders, OpenRoutes
 from sharp_demo.web.server import guards
 from sharp_demo.web.uploads import UploadFolder
@@ -124,6 +124,7 @@ def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[
             "middleware": [
                 *guards(settings, folder),
                 Middleware(OpenRoutes, known_session=queue.knows, known_event=lambda one: queue.owner(one) is not None),
+                Middleware(LastPlaces, waiting=queue.clients, size=settings.queue_size, proxies=settings.proxies),
                 Middleware(HiddenFolders, folders=folders),
                 Middleware(
                     Calls,

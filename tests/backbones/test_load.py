@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
+import huggingface_hub.constants
 import pytest
 import torch
 from huggingface_hub.errors import (
@@ -63,6 +66,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, *, cached: Path | None = None, dow
         return str(download)
 
     monkeypatch.setattr(loading, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(loading.HfApi, "model_info", lambda self, name, timeout: None)
     return asked
 
 
@@ -227,6 +231,24 @@ def test_hub_trouble(monkeypatch: pytest.MonkeyPatch, cpu_settings: Settings, er
         load(SMALL, cpu_settings)
 
 
+@pytest.mark.parametrize("hub", ["closed", "silent"])
+def test_an_unreachable_hub_is_said_within_5_s(
+    hub: str, monkeypatch: pytest.MonkeyPatch, cpu_settings: Settings
+) -> None:
+    """Nobody listens at its port, or somebody who takes the connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if hub == "closed":
+            server.close()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        start = time.monotonic()
+        with pytest.raises(ModelError, match=r"cannot be downloaded .*use an embedded model") as said:
+            load("nobody/has-this", cpu_settings)
+        assert time.monotonic() - start < 5
+    assert "\n" not in str(said.value)
+
+
 def test_cached_model_loads_without_the_network(
     monkeypatch: pytest.MonkeyPatch, cpu_settings: Settings, tiny_llava_folder: Path
 ) -> None:
@@ -324,6 +346,15 @@ def test_mps_placement(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_default_model_prefers_what_was_asked() -> None:
     assert default_model(Settings(model="some/model")) == "some/model"
+
+
+def test_a_local_model_is_known_by_its_folders_name(tiny_llava_folder: Path, tmp_path: Path) -> None:
+    settings = Settings(model=str(tiny_llava_folder), device="cpu")
+    assert default_model(settings) == tiny_llava_folder.name
+    assert loading.find_folder(tiny_llava_folder.name, settings) == tiny_llava_folder
+    taken = tmp_path / EMBEDDED[0]
+    taken.mkdir()
+    assert default_model(Settings(model=str(taken), assets=ROOT / "assets")) == str(taken), "an embedded one has it"
 
 
 @pytest.mark.usefixtures("no_accelerator")

@@ -18,7 +18,7 @@ def test_sigterm_ends_runs_and_removes_uploads(tmp_path: Path, tiny_llava_folder
     started: list[subprocess.Popen] = []
     with serving(tmp_path, started=started, SHARP_MODEL=str(tiny_llava_folder)) as address:
         path = upload(address, write_clip(tmp_path / "clip.mp4", frames=8))
-        call(address, [file_data(path), "What?", ["vanilla"], 0.5, "tokens", 4, str(tiny_llava_folder)])
+        call(address, [file_data(path), "What?", ["vanilla"], 0.5, "tokens", 4, tiny_llava_folder.name])
         assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
         (process,) = started
         decoders = children(process.pid)

@@ -501,9 +501,10 @@ def test_the_clip_of_a_run_that_goes_on_is_not_deleted_for_another(tmp_path):
         serving(tmp_path, ("-c", SLOW_TOKENS), SHARP_UPLOAD_QUOTA_MB=str(quota)) as server,
         ThreadPoolExecutor() as pool,
     ):
-        first = Path(upload(server, clip))
+        named = upload(server, clip)
+        first = tmp_path / "cache" / Path(named).relative_to("uploads")
         os.utime(first, (time.time() - YOUNG_S - 60,) * 2)
-        inputs = [file_data(str(first)), "What?", ["vanilla"], 1, "tokens", 4, "tiny-llava-onevision"]
+        inputs = [file_data(named), "What?", ["vanilla"], 1, "tokens", 4, "tiny-llava-onevision"]
         answer = pool.submit(call, server, inputs)
         while not json.loads(ask(server, "GET", "/healthz")[2])["running"]:
             time.sleep(0.05)
