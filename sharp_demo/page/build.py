@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -33,12 +34,13 @@ from sharp_demo.web.health import Health, leaving_when_lost
 from sharp_demo.web.queue import LastPlaces, PageQueue
 from sharp_demo.web.routes import Folders, HiddenFolders, OpenRoutes
 from sharp_demo.web.server import guards
-from sharp_demo.web.uploads import UploadFolder
+from sharp_demo.web.uploads import UploadFolder, tidied
 
 if TYPE_CHECKING:
     from sharp_demo.engine import Engine
 
 CHECK_WAIT_S = 10.0
+NEVER_S = 10**9  # Gradio deletes its files when the server ends; what is too old before goes by a steady clock
 SESSIONS = 4096  # what Gradio itself remembers of a page; finished runs are on the shelf
 CLIPS = "clips"  # where the examples are served, next to the page
 
@@ -49,7 +51,7 @@ def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
     # Served from where they are: copies in the upload folder would be the first that its quota deletes.
     gr.set_static_paths([clips])
     with gr.Blocks(
-        title=strings.TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, int(KEEP_S))
+        title=strings.TITLE, analytics_enabled=False, fill_width=True, delete_cache=(NEVER_S, NEVER_S)
     ) as page:
         queue = PageQueue(page)
         runs = Runs(engine, settings, Path(get_upload_folder()), clips, queue.waiting, queue.unread)
@@ -104,8 +106,10 @@ def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[
     refuse_odd_values(page, NAME, parameters, allowed)
     folders = hidden_folders(settings)
 
-    def lifespan(_: Any) -> AbstractAsyncContextManager[None]:
-        return leaving_when_lost(engine)
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        async with leaving_when_lost(engine), tidied(folder, KEEP_S):
+            yield
 
     modes = (HERE / "css" / "modes.css").read_text("utf-8")
     scripts = ((HERE / "js" / name).read_text("utf-8") for name in ("plots.js", "address.js"))

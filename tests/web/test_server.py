@@ -39,7 +39,7 @@ from sharp_demo.web.server import (
     is_trusted,
     is_upload,
 )
-from sharp_demo.web.uploads import YOUNG_S, UploadFolder
+from sharp_demo.web.uploads import YOUNG_S, Ages, UploadFolder
 from tests.page.test_api import call, file_data, upload
 from tests.serving import serving
 from tests.video.clips import write_clip
@@ -347,6 +347,25 @@ def test_files_that_are_asked_about_stay_however_old_they_are(folder):
     assert not waiting.exists()
 
 
+def test_a_clock_that_jumps_makes_no_file_old(folder, monkeypatch):
+    """The wall clock is set forward by a day, and back by two; a steady one says that ten seconds have passed."""
+    steady, now = [0.0], time.time()
+    folder.ages = Ages(lambda: steady[0])
+    assert folder.reserve(1) is None
+    file = held(folder, "a", 2500, 0)
+    for jump in (86_400, -86_400):
+        with monkeypatch.context() as patch:
+            patch.setattr("time.time", lambda jump=jump: now + jump)
+            steady[0] += 5
+            assert folder.reserve(1000) == strings.NO_ROOM
+            folder.tidy(3600)
+            assert file.exists()
+    steady[0] += 3601
+    folder.tidy(3600)
+    assert not file.exists()
+    assert folder.path.exists()
+
+
 def test_a_full_disk_is_noticed_before_the_upload(folder, monkeypatch):
     monkeypatch.setattr(folder, "free", lambda: 5000)
     folder.min_free = 4500
@@ -488,12 +507,13 @@ def test_limits_of_the_running_app(tmp_path, clip):
 
 
 SLOW_TOKENS = "import time, sharp_demo.engine.generation as e; step = e.decode_step; e.end_tokens = lambda *a: set(); "
+SLOW_TOKENS += "import sharp_demo.web.uploads as u; u.YOUNG_S = 1; "
 SLOW_TOKENS += "e.decode_step = lambda *a: time.sleep(0.1) or step(*a); import app; app.main()"
 
 
 @pytest.mark.timeout(180)
 def test_the_clip_of_a_run_that_goes_on_is_not_deleted_for_another(tmp_path):
-    """The first clip is old, and the quota holds one; nothing else could go."""
+    """The first clip is old enough, after a second, and the quota holds one; nothing else could go."""
     clip, other = write_clip(tmp_path / "clip.mp4"), tmp_path / "other.mp4"
     other.write_bytes(clip.read_bytes()[::-1])
     quota = (clip.stat().st_size + 1000) / 1e6
@@ -503,7 +523,7 @@ def test_the_clip_of_a_run_that_goes_on_is_not_deleted_for_another(tmp_path):
     ):
         named = upload(server, clip)
         first = tmp_path / "cache" / Path(named).relative_to("uploads")
-        os.utime(first, (time.time() - YOUNG_S - 60,) * 2)
+        time.sleep(1.1)
         inputs = [file_data(named), "What?", ["vanilla"], 1, "tokens", 4, "tiny-llava-onevision"]
         answer = pool.submit(call, server, inputs)
         while not json.loads(ask(server, "GET", "/healthz")[2])["running"]:
