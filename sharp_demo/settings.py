@@ -117,12 +117,11 @@ class Settings(BaseSettings):
         folders = {name: self.assets / "models" / name for name in EMBEDDED}
         return {name: folder for name, folder in folders.items() if (folder / "config.json").is_file()}
 
-    @cached_property
+    @property
     def model_name(self) -> str | None:
-        """The name by which visitors know `model`: of a local folder only the last part, unless that is taken."""
-        folder = Path(self.model or "")
-        named = self.model is not None and self.model not in self.embedded and folder.expanduser().is_dir()
-        return folder.name if named and folder.name not in self.embedded else self.model
+        """The name by which visitors know `model`: of an absolute path only the last part, unless that is taken."""
+        folder = Path(self.model or "").expanduser()
+        return folder.name if folder.is_absolute() and folder.name not in self.embedded else self.model
 
     @property
     def host_names(self) -> frozenset[str] | None:

@@ -47,7 +47,7 @@ def test_the_last_places_are_for_who_has_none():
 
 def test_a_greedy_client_neither_locks_three_others_out_nor_makes_them_wait_for_more_than_the_queue(tmp_path, measured):
     """It asks as often as it can and never stops; the others ask once each, and all of them are answered."""
-    size = 8
+    size = 12  # the last three are kept
     (tmp_path / "steps").touch()
     limits = {"SHARP_QUEUE_SIZE": str(size), "SHARP_MAX_NEW_TOKENS": "2", "SHARP_REQUESTS_PER_MINUTE": "0"}
     program = ("-c", PROGRAM, str(tmp_path / "steps"))
