@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import json
 import os
 import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sharp_demo.engine import Engine, attention, generation, runs, stages
 from sharp_demo.engine.faults import is_device_lost, is_out_of_memory
@@ -237,6 +241,19 @@ def test_the_condition_follows_the_run(engine, request_for):
     assert (engine.condition.state, engine.condition.runs, engine.condition.error) == ("ready", 2, "")
 
 
+def test_a_clock_that_jumps_changes_nothing(engine, request_for, monkeypatch):
+    """Every look at the wall clock finds it a day later or earlier; limits and figures go by another one."""
+    expected = results(engine.stream(request_for))
+    now, jumps = time.time(), itertools.cycle((86_400.0, -86_400.0, 0.0))
+    monkeypatch.setattr(time, "time", lambda: now + next(jumps))
+    fresh = Engine(engine.settings)
+    start = time.monotonic()
+    got = results(fresh.stream(request_for))
+    took = 1000 * (time.monotonic() - start)
+    assert all(same(got[label], expected[label]) for label in expected)
+    assert all(0 < result.latency_ms.total < took for result in got.values())
+
+
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -283,9 +300,50 @@ def test_an_upload_that_is_gone_or_was_replaced(engine, request_for, video, tmp_
     assert_next_works(engine, request_for, first)
 
 
+def in_shards(folder: Path, damage: Callable[[Path], object]) -> None:
+    """Write a checkpoint's weights as two shards and damage the second."""
+    whole = folder / "model.safetensors"
+    tensors = load_file(whole)
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for shard, own in shards.items():
+        save_file({name: tensors[name] for name in own}, folder / shard)
+    index = {"metadata": {}, "weight_map": {name: shard for shard, own in shards.items() for name in own}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    whole.unlink()
+    damage(folder / "b.safetensors")
+
+
+def without_metadata(folder: Path) -> None:
+    """Write weights in shards whose index lacks what transformers asks for."""
+    in_shards(folder, lambda shard: None)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": json.loads(index.read_text())["weight_map"]}))
+
+
+def with_header(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Change a safetensors file's header, whose length stays."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    path.write_bytes(data[:8] + change(data[8:end]).ljust(end - 8)[: end - 8] + data[end:])
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (lambda folder: in_shards(folder, Path.unlink), "shards are missing"),
+        (lambda folder: in_shards(folder, lambda shard: os.truncate(shard, 50_000)), "b.safetensors is cut off"),
+        (lambda folder: in_shards(folder, lambda shard: shard.write_bytes(b"")), "b.safetensors is corrupt"),
+        (
+            lambda folder: in_shards(folder, lambda shard: with_header(shard, lambda text: text[1:])),
+            "b.safetensors is corrupt",
+        ),
+        (
+            lambda folder: in_shards(
+                folder, lambda shard: with_header(shard, lambda text: text.replace(b"F32", b"Z99"))
+            ),
+            "Z99|corrupt|cannot be read",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "no safetensors weights"),
         (lambda folder: os.truncate(folder / "model.safetensors", 50_000), "is cut off"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 50_000), "corrupt"),
@@ -299,7 +357,8 @@ def test_a_model_that_is_missing_half_downloaded_or_corrupt(
 ):
     broken = Path(shutil.copytree(tiny_llava_folder, tmp_path / "broken"))
     damage(broken)
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=message) as said:
         list(engine.stream(replace(request_for, model=str(broken))))
+    assert "\n" not in str(said.value)
     assert engine.condition.state == "not loaded"
     assert len(results(engine.stream(request_for))) == 4

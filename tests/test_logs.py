@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from sharp_demo.errors import InternalError, VideoError
-from sharp_demo.logs import RUN, TEXT, JsonLines, RunLine, Tag, tagged
+from sharp_demo.logs import NO_FILES, RUN, TEXT, JsonLines, OutOfFiles, RunLine, Tag, tagged
 from sharp_demo.records import Decoded, Done, Encoded, Event, MethodDone, MethodFailed, MethodSpec, Request, Started
 from tests.page.test_board import model
 from tests.views.handmade import make_result
@@ -121,3 +121,21 @@ def test_tracebacks_are_part_of_the_json(lines):
     if text.startswith("{"):
         assert len(lines()) == 1
         assert "Traceback" in json.loads(text)["traceback"]
+
+
+def test_a_process_out_of_file_descriptors_says_so_once_a_minute():
+    now = [0.0]
+    few = OutOfFiles(lambda: now[0])
+
+    def record(message: str) -> logging.LogRecord:
+        error = OSError(24, "Too many open files")
+        return logging.LogRecord("asyncio", logging.ERROR, "", 0, message, (), (OSError, error, None))
+
+    first = record("socket.accept() out of system resource\nsocket: <socket>")
+    assert few.filter(first)
+    assert (first.getMessage(), first.exc_info) == (NO_FILES, None)
+    assert not any(few.filter(record("socket.accept() out of system resource")) for _ in range(100))
+    assert few.filter(other := record("Task was destroyed"))
+    assert other.exc_info
+    now[0] = 61
+    assert few.filter(record("socket.accept() out of system resource"))

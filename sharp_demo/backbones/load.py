@@ -338,8 +338,9 @@ def _load_model(folder: Path, config: Any, placement: Placement) -> Any:
         raise ModelError(
             f"{folder} does not fit into the memory of {placement.device}; choose a smaller model"
         ) from None
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ModelError(f"{folder} cannot be loaded: {one_line(error)}") from error
+    except Exception as error:  # what damaged files make the libraries raise has no common kind
+        reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
+        raise ModelError(f"{folder} cannot be loaded: {reason}") from error
     lost = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if lost:
         raise ModelError(

@@ -216,7 +216,8 @@ class Runs:
             yield self._ended(mode, Board(phase="error", message=strings.sentence(str(error))))
             raise Error(strings.sentence(str(error)), print_exception=False) from None
         visit = self.visits.of(session)
-        visit.waiting = True
+        if not visit.press():
+            raise Error("", visible=False, print_exception=False)  # the run of the first click goes on
         visit.files.add(Path(request.video))
         board = Board.waiting(request, strings.queued(self.waiting() + bool(self.engine.condition.running)))
         board.query = self.inputs.query(values, mode.name)

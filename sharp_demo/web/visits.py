@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sharp_demo.recent import Recent
 
+TWICE_S = 2.0  # a second press of Run within it is a double click: the page has not shown the first one's effect
 CAPACITY = 1024  # the page that was quiet the longest is forgotten; its files go within the hour like all
 
 
@@ -23,6 +26,14 @@ class Visit:
     running: bool = False
     stopping: bool = False
     files: set[Path] = field(default_factory=set)
+    pressed: float = -math.inf  # when Run was, by the monotonic clock
+
+    def press(self) -> bool:
+        """Note that Run was pressed; return False for the second half of a double click."""
+        twice = (self.waiting or self.running) and time.monotonic() - self.pressed < TWICE_S
+        if not twice:
+            self.pressed, self.waiting = time.monotonic(), True
+        return not twice
 
     def begin(self) -> None:
         self.waiting, self.running, self.stopping = False, True, False

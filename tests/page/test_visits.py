@@ -24,7 +24,7 @@ from sharp_demo.page.tabs.compare import Compare, Finished
 from sharp_demo.page.tabs.parts import status_line
 from sharp_demo.records import Request
 from sharp_demo.views.overlay import make_sprite
-from sharp_demo.web.visits import Visits
+from sharp_demo.web.visits import TWICE_S, Visits
 from tests.page.test_faults import compare  # noqa: F401
 from tests.views.handmade import make_result
 
@@ -96,6 +96,17 @@ def test_a_waiting_page_is_told_how_many_are_ahead(compare: Compare, plain: Mode
         assert (shown["phase"], shown["query"]) == ("waiting", f"mode={mode.name}")
         assert compare.runs.visits.of("page").waiting
     assert strings.queued(0) == strings.QUEUED
+
+
+def test_a_second_press_at_once_begins_nothing(compare: Compare, plain: Mode, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(compare.runs.inputs, "query", lambda values, mode: "")
+    assert len(list(compare.runs.begin(plain, {}, "page"))) == 1
+    with pytest.raises(Error) as said:
+        list(compare.runs.begin(plain, {}, "page"))
+    assert not said.value.visible
+    assert len(list(compare.runs.begin(plain, {}, "other"))) == 1
+    compare.runs.visits.of("page").pressed -= TWICE_S
+    assert len(list(compare.runs.begin(plain, {}, "page"))) == 1, "a run that was lost locks nobody out"
 
 
 def test_only_a_page_that_still_waits_is_told_that_its_run_was_refused(compare: Compare):  # noqa: F811

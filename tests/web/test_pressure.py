@@ -152,26 +152,35 @@ class PageClient:
         raise AssertionError(f"the stream ended before {left}")
 
 
+@dataclass(frozen=True)
+class Stoppable:
+    """A running app, its process and where its log and files lie."""
+
+    address: str
+    process: Popen
+    folder: Path
+
+
 def children(process: Popen) -> list[str]:
     """The processes that a server has started and that are still there (Linux)."""
     tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
     return [child for task in tasks for child in task.read_text().split()]
 
 
-@pytest.fixture
-def stoppable(tmp_path: Path) -> Iterator[tuple[str, Popen]]:
-    """A server with a folder for temporary files of its own."""
-    started: list[Popen] = []
-    (tmp_path / "tmp").mkdir()
-    settings = {"SHARP_LOG": "json", "SHARP_REQUESTS_PER_MINUTE": "0", "TMPDIR": str(tmp_path / "tmp")}
-    with serving(tmp_path, started=started, **settings) as address:
-        yield address, started[0]
+@pytest.fixture(scope="module")
+def stoppable(tmp_path_factory) -> Iterator[Stoppable]:
+    """An app whose temporary files have a folder of their own."""
+    folder, started = tmp_path_factory.mktemp("stoppable"), []
+    (folder / "tmp").mkdir()
+    settings = {"SHARP_LOG": "json", "SHARP_REQUESTS_PER_MINUTE": "0", "TMPDIR": str(folder / "tmp")}
+    with serving(folder, started=started, **settings) as address:
+        yield Stoppable(address, started[0], folder)
 
 
 @pytest.mark.parametrize("presses", [10, pytest.param(200, marks=pytest.mark.full)])
 def test_stop_at_random_moments_leaves_nothing(presses, stoppable, tmp_path):
     """Stop reaches a run that waits, decodes, encodes, prefills, answers or has just ended."""
-    server, process = stoppable
+    server, process, folder = stoppable.address, stoppable.process, stoppable.folder
     rng = random.Random(14)
     clips = [
         write_clip(tmp_path / f"{number}.mp4", frames=[numbered(number * 8 + i) for i in range(8)])
@@ -185,8 +194,8 @@ def test_stop_at_random_moments_leaves_nothing(presses, stoppable, tmp_path):
         start = time.monotonic()
         page.listen([page.ask(clip, methods)])
         took.append(time.monotonic() - start)
-    held = sorted(path for path in (tmp_path / "cache").rglob("*") if path.is_file())
-    before = len(run_lines(tmp_path))
+    held = sorted(path for path in (folder / "cache").rglob("*") if path.is_file())
+    before = len(run_lines(folder))
     with ThreadPoolExecutor() as pool:
         for _ in range(presses):
             event = page.ask(rng.choice(uploaded), methods)
@@ -196,7 +205,7 @@ def test_stop_at_random_moments_leaves_nothing(presses, stoppable, tmp_path):
             last = told.result()[event][-1]
             assert last["success"], last
             assert not last["output"].get("error")
-    lines = run_lines(tmp_path)[before:]
+    lines = run_lines(folder)[before:]
     assert len(lines) == presses
     assert {line["outcome"] for line in lines} <= {"stopped", "done"}
     assert any(line["outcome"] == "stopped" for line in lines)
@@ -204,23 +213,23 @@ def test_stop_at_random_moments_leaves_nothing(presses, stoppable, tmp_path):
     assert (report["status"], report["running"], report["queue"]["waiting"]) == ("ok", False, 0)
     whole = page.listen([page.ask(uploaded[0], methods)])
     assert [one for messages in whole.values() for one in messages][-1]["success"]
-    assert run_lines(tmp_path)[-1]["outcome"] == "done"
+    assert run_lines(folder)[-1]["outcome"] == "done"
     assert children(process) == []
-    assert list((tmp_path / "tmp").iterdir()) == []
-    new = {path for path in (tmp_path / "cache").rglob("*") if path.is_file()} - set(held)
+    assert list((folder / "tmp").iterdir()) == []
+    new = {path for path in (folder / "cache").rglob("*") if path.is_file()} - set(held)
     assert {path.name for path in new} <= {"frames.jpg"}
     assert len(new) <= len(clips)
-    assert "Traceback" not in (tmp_path / "app.log").read_text()
+    assert "Traceback" not in (folder / "app.log").read_text()
 
 
 def test_two_runs_of_one_session_both_end_with_their_own_answer(stoppable, tmp_path):
     """A duplicated tab, or a script: the second waits for the first, and Stop ends the one that runs."""
-    server, _ = stoppable
+    server, before = stoppable.address, len(run_lines(stoppable.folder))
     clips = [upload(server, write_clip(tmp_path / f"{n}.mp4", frames=[numbered(n)] * 4)) for n in (1, 2)]
     page = PageClient(server, "twice")
     events = [page.ask(clip, methods) for clip, methods in zip(clips, (["vanilla"], ["sharp", "fastv"]), strict=True)]
     told = page.listen(events)
     assert all(told[event][-1]["success"] for event in events)
-    lines = run_lines(tmp_path)
+    lines = run_lines(stoppable.folder)[before:]
     assert [list(line["methods"]) for line in lines] == [["Vanilla"], ["ShaRP", "FastV"]]
     assert {line["outcome"] for line in lines} == {"done"}
