@@ -27,13 +27,16 @@ class Visit:
     stopping: bool = False
     files: set[Path] = field(default_factory=set)
     pressed: float = -math.inf  # when Run was, by the monotonic clock
+    _pressing: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def press(self) -> bool:
         """Note that Run was pressed; return False for the second half of a double click."""
-        twice = (self.waiting or self.running) and time.monotonic() - self.pressed < TWICE_S
-        if not twice:
-            self.pressed, self.waiting = time.monotonic(), True
-        return not twice
+        with self._pressing:
+            now = time.monotonic()
+            if (self.waiting or self.running) and now - self.pressed < TWICE_S:
+                return False
+            self.pressed, self.waiting = now, True
+            return True
 
     def begin(self) -> None:
         self.waiting, self.running, self.stopping = False, True, False

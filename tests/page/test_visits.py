@@ -90,11 +90,11 @@ def test_a_waiting_page_is_told_how_many_are_ahead(compare: Compare, plain: Mode
     monkeypatch.setattr(compare.runs, "waiting", lambda: 3)
     monkeypatch.setattr(compare.runs.inputs, "query", lambda values, mode: f"mode={mode}")
     for mode in (compare, plain):
-        (updates,) = compare.runs.begin(mode, {}, "page")
+        (updates,) = compare.runs.begin(mode, {}, mode.name)
         shown = updates[mode.status]
         assert shown["message"] == "Waiting for the model … 3 ahead of you."
         assert (shown["phase"], shown["query"]) == ("waiting", f"mode={mode.name}")
-        assert compare.runs.visits.of("page").waiting
+        assert compare.runs.visits.of(mode.name).waiting
     assert strings.queued(0) == strings.QUEUED
 
 
