@@ -172,6 +172,7 @@ UPLOAD_GONE = "The uploaded file is gone; upload it again."
 A_FILE = 'an uploaded file: {"path": ..., "meta": {"_type": "gradio.FileData"}}, or handle_file(...) in Python'
 NO_JSON = "The request is not a JSON object in UTF-8."
 NO_FUNCTION = "This page has no event of that fn_index; reload it."
+PRESSED_TWICE = "Run was pressed twice; the first run goes on."
 NO_ROUTE = "There is nothing at this address."
 NO_EVENT = "There is no such event, or it is not this session's."
 NO_SESSION = "The server does not know this page any more; reload it."

@@ -217,7 +217,7 @@ class Runs:
             raise Error(strings.sentence(str(error)), print_exception=False) from None
         visit = self.visits.of(session)
         if not visit.press():
-            raise Error("", visible=False, print_exception=False)  # the run of the first click goes on
+            raise Error(strings.PRESSED_TWICE, visible=False, print_exception=False)
         visit.files.add(Path(request.video))
         board = Board.waiting(request, strings.queued(self.waiting() + bool(self.engine.condition.running)))
         board.query = self.inputs.query(values, mode.name)

@@ -120,10 +120,16 @@ class PageClient:
 
     def ask(self, clip: str, methods: list[str]) -> str:
         """Press Run for a clip of the server and return the run's event."""
+        self.predict("begin", self.filled(clip, methods))
+        return self.join(clip, methods)
+
+    def join(self, clip: str, methods: list[str]) -> str:
+        """Ask for the run behind the button and return its event."""
+        return self.post("queue/join", "run", self.filled(clip, methods))["event_id"]
+
+    def filled(self, clip: str, methods: list[str]) -> list[Any]:
         given = {"clip": file_data(clip), "question": "What?", "methods": methods, "max-new": 4}
-        data = [given.get(name, value) for name, value in zip(self.names, self.values, strict=True)]
-        self.predict("begin", data)
-        return self.post("queue/join", "run", data)["event_id"]
+        return [given.get(name, value) for name, value in zip(self.names, self.values, strict=True)]
 
     def predict(self, event: str, data: list[Any]) -> None:
         self.post("run/predict", event, data)
@@ -224,11 +230,11 @@ def test_stop_at_random_moments_leaves_nothing(presses, stoppable, tmp_path):
 
 
 def test_two_runs_of_one_session_both_end_with_their_own_answer(stoppable, tmp_path):
-    """A duplicated tab, or a script: the second waits for the first, and Stop ends the one that runs."""
+    """A script that shares a session, or a page that asks again: the second waits for the first."""
     server, before = stoppable.address, len(run_lines(stoppable.folder))
     clips = [upload(server, write_clip(tmp_path / f"{n}.mp4", frames=[numbered(n)] * 4)) for n in (1, 2)]
     page = PageClient(server, "twice")
-    events = [page.ask(clip, methods) for clip, methods in zip(clips, (["vanilla"], ["sharp", "fastv"]), strict=True)]
+    events = [page.join(clip, methods) for clip, methods in zip(clips, (["vanilla"], ["sharp", "fastv"]), strict=True)]
     told = page.listen(events)
     assert all(told[event][-1]["success"] for event in events)
     lines = run_lines(stoppable.folder)[before:]
