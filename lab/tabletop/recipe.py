@@ -37,7 +37,7 @@ STAGES = (
 class Recipe(recipe.Recipe):
     """Everything that decides a training run, apart from the seed.
 
-    The tower is trained on `crowds`, scenes with more things in them than any clip has. `foreign_clips` of no table are
+    The tower is trained on `crowds`, scenes with more things in them than any clip has, half of the frames mirrored. `foreign_clips` of no table are
     pooled with the rendered ones; `tower_foreign` of their frames are in every batch of the tower, and `foreign` is
     their share of the clips that the language model meets.
     """
@@ -45,12 +45,12 @@ class Recipe(recipe.Recipe):
     shape: TinyShape = SHAPE
     tower_images: int = 16
     pool_clips: int = 500
-    tower_steps: int = 600
+    tower_steps: int = 700
     token_steps: int = 100
     stages: tuple[Stage, ...] = STAGES
     validation_clips: int = 60
     heldout_clips: int = 80
-    crowds: int = 300
+    crowds: int = 750
     foreign_clips: int = 90
     tower_foreign: int = 2
     foreign: float = 0.08

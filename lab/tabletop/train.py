@@ -25,7 +25,7 @@ from lab.tabletop.questions import ALL_KINDS
 from lab.tabletop.recipe import Recipe, corpus
 from lab.tabletop.score import judge, judge_foreign
 from lab.tabletop.studio import MODEL_SIDE
-from lab.tabletop.vision import LABELS, Footage, Heads, footage, look_near, token_labels
+from lab.tabletop.vision import LABELS, Footage, Heads, footage, look_near, mirrored, token_labels
 from lab.world.packing import Prompts, pack
 from lab.world.recipe import Stage
 from lab.world.score import hidden_states, tables
@@ -127,8 +127,11 @@ def _train_tower(run: Training[Recipe], shown: Footage, state: dict[str, Any]) -
     for step in range(state["step"], recipe.tower_steps):
         rng = np.random.default_rng((run.seed, 1, step))
         picked = np.concatenate((rng.choice(ours, recipe.tower_images), rng.choice(others, recipe.tower_foreign)))
-        patches = patch_features(model, run.processor.video, _noisy(rng, shown.frames[picked])[:, None])
-        truth = torch.from_numpy(shown.labels[picked])
+        frames, labels = shown.frames[picked], shown.labels[picked]
+        turned = rng.permutation(len(picked))[::2]
+        frames[turned], labels[turned] = mirrored(frames[turned], labels[turned])
+        patches = patch_features(model, run.processor.video, _noisy(rng, frames)[:, None])
+        truth = torch.from_numpy(labels)
         loss, accuracy = heads(patches.flatten(0, 2), truth.flatten(0, 2))
         optimizers.step(loss, falling_rate(step, recipe.tower_steps, recipe.warmup))
         if (step + 1) % LOG_EVERY == 0:

@@ -86,6 +86,15 @@ def _look(track: Track, interval: int) -> tuple[int, ...]:
     return tuple(LABELS[name].index(value) for name, value in zip(list(LABELS)[1:], shown, strict=True))
 
 
+def mirrored(frames: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Frames [n, side, side, 3] and their labels [n, 100, 4, 5] with left and right exchanged."""
+    seen = labels.reshape(-1, GRID, GRID, 2, 2, len(LABELS))[:, :, ::-1, :, ::-1].reshape(labels.shape).copy()
+    side = seen[..., list(LABELS).index("side")]
+    left, right = (LABELS["side"].index(name) for name in ("left", "right"))
+    side[...] = np.where(side == left, right, np.where(side == right, left, side))
+    return frames[:, :, ::-1], seen
+
+
 def token_labels(labels: np.ndarray) -> np.ndarray:
     """Labels of whole cells, [n, 5], from those of their patches [n, 4, 5]: the thing shown, if it is one thing."""
     shown = np.where(labels[..., 1:2] > 0, labels, 0)
