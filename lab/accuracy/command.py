@@ -28,6 +28,7 @@ def run(
     questions: int,
     seed: int,
     split: str,
+    world: str | None,
     jobs: int | None,
     json_path: Path | None,
     markdown_path: Path | None,
@@ -40,6 +41,7 @@ def run(
         questions=questions,
         seed=seed,
         split=cast(Split, split),  # Plan refuses any other
+        world=world or "",
     )
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs is {jobs}; it must be at least 1")

@@ -13,26 +13,23 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context, parent_process
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from lab.accuracy.asking import Asked, Film
-from lab.accuracy.variants import Subject, Variant, things_in
+from lab.accuracy.variants import Subject, Variant
+from lab.accuracy.worlds import KINDS_OF, World, open_world, shipped_kinds, world_of
 from lab.provenance import provenance
 from lab.stats import ClipBootstrap, third_of_frames
-from lab.world.draw import SIDE
-from lab.world.generate import make_clip
-from lab.world.questions import KINDS
 from lab.world.records import Split, SyntheticClip
-from sharp_demo.backbones.files import read_json
 from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.cost import ModelShape, paper_tflops
 from sharp_demo.errors import InputError, MethodError
 from sharp_demo.pruning.matching import match_flops
 from sharp_demo.pruning.method import Method
+from sharp_demo.pruning.outcome import Run
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.settings import Settings
 
@@ -61,6 +58,7 @@ class Plan:
     split: Split = "heldout"
     kinds: tuple[str, ...] = ()  # none: those the model's card says it was shipped for, else all
     per_clip: int = PER_CLIP
+    world: str = ""  # none: the one the model was trained on
 
     def __post_init__(self) -> None:
         if not self.variants or not self.retentions or not self.matches:
@@ -73,12 +71,21 @@ class Plan:
         for what, value, low in (("questions", self.questions, 1), ("seed", self.seed, 0)):
             if value < low:
                 raise InputError(f"{what} is {value}; it must be at least {low}")
+        worlds = (self.world,) if self.world else tuple(KINDS_OF)
         for what, values, known in (
-            ("match", self.matches, MATCHES), ("split", (self.split,), EVALUATED), ("kind", self.kinds, KINDS)
-        ):  # fmt: skip
+            ("match", self.matches, MATCHES),
+            ("split", (self.split,), EVALUATED),
+            ("world", worlds, tuple(KINDS_OF)),
+            ("kind", self.kinds, [kind for world in worlds for kind in KINDS_OF.get(world, ())]),
+        ):
             for one in values:
                 if one not in known:
                     raise InputError(f"there is no {what} {one!r}; there are {', '.join(known)}")
+
+    def for_model(self, backbone: Backbone) -> Plan:
+        """This plan with world and kinds of question settled: where it names none, those of the model's card."""
+        world = self.world or world_of(backbone.folder)
+        return replace(self, world=world, kinds=self.kinds or shipped_kinds(backbone.folder, world))
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,7 @@ class Tally:
 
     right: list[bool] = field(default_factory=list)
     evidence_kept: list[float] = field(default_factory=list)  # share of the evidence tokens; NaN where none is named
+    evidence_merged: list[float] = field(default_factory=list)  # and of those averaged into a token that is kept
     thirds: list[list[float]] = field(default_factory=list)  # share of the kept tokens in each third of the clip
     visual: list[list[int]] = field(default_factory=list)  # visual tokens that entered each layer
     mlp: list[list[int]] = field(default_factory=list)  # and its MLP
@@ -120,6 +128,7 @@ def evaluate(
     `jobs` processes share the clips; the document does not depend on it. Raises InputError for what cannot be run.
     """
     backbone = load(model, settings)
+    plan = plan.for_model(backbone)
     clips = choose_clips(backbone, plan)
     with one_thread(backbone):
         rows, unreachable = lay_out(backbone, clips[0], plan)
@@ -130,31 +139,29 @@ def evaluate(
 # -- what is asked ---------------------------------------------------------------------------------------------------
 
 
-def choose_clips(backbone: Backbone, plan: Plan) -> list[SyntheticClip]:
+def choose_clips(backbone: Backbone, plan: Plan, world: World | None = None) -> list[SyntheticClip]:
     """Clips of the plan's split from its seed on, with `per_clip` questions each, at the model's resolution.
+
+    world : the plan's, where it is open already.
 
     A clip has one question of each kind it allows; which of the kinds are asked is drawn for each clip, so that
     a kind with many possible questions is asked no more often than one with few.
     """
+    plan = plan.for_model(backbone)
+    world = world or open_world(plan.world)
     video = backbone.processor.video
-    size = video.resized(backbone.default_frames, SIDE, SIDE)[0]
-    kinds = plan.kinds or shipped_kinds(backbone.folder)
+    size = video.resized(backbone.default_frames, world.side, world.side)[0]
     clips: list[SyntheticClip] = []
     missing, number = plan.questions, plan.seed * CLIPS_PER_SEED
     while missing > 0:
-        clip = make_clip(number, plan.split, size=size, frames=backbone.default_frames)
-        usable = sorted((one for one in clip.questions if one.kind in kinds), key=lambda one: one.kind)
+        clip = world.clip(number, plan.split, size, backbone.default_frames)
+        usable = sorted((one for one in clip.questions if one.kind in plan.kinds), key=lambda one: one.kind)
         drawn = np.random.default_rng((number, QUESTIONS_DRAW)).permutation(len(usable))
         chosen = [usable[i] for i in drawn[: min(plan.per_clip, missing)]]
         if chosen:
             clips.append(replace(clip, questions=tuple(chosen)))
         missing, number = missing - len(chosen), number + 1
     return clips
-
-
-def shipped_kinds(folder: Path) -> tuple[str, ...]:
-    """The question kinds a checkpoint's card says it was shipped for; all kinds where it says nothing."""
-    return tuple(read_json(folder / "card.json").get("kinds") or KINDS)
 
 
 def lay_out(backbone: Backbone, clip: SyntheticClip, plan: Plan) -> tuple[list[Row], list[dict[str, Any]]]:
@@ -248,9 +255,9 @@ def measure(
     tallies: Tallies = {run: Tally() for run in runs}
     for done, clip in enumerate(clips):
         progress(done, len(clips))
-        film, cells = Film(backbone, clip.frames, bias_cache), things_in(clip)
+        film = Film(backbone, clip.frames, bias_cache)
         for question in clip.questions:
-            asked, subject = Asked(film, question.text), Subject(clip, question, cells)
+            asked, subject = Asked(film, question.text), Subject(clip, question)
             for run, row in runs.items():
                 _ask(asked, subject, row, tallies[run])
     progress(len(clips), len(clips))
@@ -264,10 +271,21 @@ def _ask(asked: Asked, subject: Subject, row: Row, tally: Tally) -> None:
     kept = run.kept.cpu().numpy()
     third = third_of_frames(layout.frames)[kept // (layout.rows * layout.cols)]
     tally.right.append(right)
-    tally.evidence_kept.append(float(np.isin(evidence, kept).mean()) if evidence else float("nan"))
+    own, merged = evidence_left(evidence, run)
+    tally.evidence_kept.append(own)
+    tally.evidence_merged.append(merged)
     tally.visual.append(list(run.visual_per_layer))
     tally.mlp.append(list(run.mlp_per_layer))
     tally.thirds.append((np.bincount(third, minlength=3) / len(kept)).tolist())
+
+
+def evidence_left(evidence: Sequence[int], run: Run) -> tuple[float, float]:
+    """Shares of the evidence tokens that are kept, and that were averaged into one that is; NaN where none is named."""
+    if not evidence:
+        return float("nan"), float("nan")
+    kept = np.isin(evidence, run.kept.cpu().numpy())
+    merged = run.merged_into.cpu().numpy()[list(evidence)] >= 0
+    return float(kept.mean()), float((merged & ~kept).mean())
 
 
 @contextmanager
@@ -330,6 +348,7 @@ def document(
                 "by_kind": _means(right, kinds),
                 "by_position": _means(right, positions),
                 "evidence_kept": _nanmean(tally.evidence_kept),
+                "evidence_merged": _nanmean(tally.evidence_merged),
                 "kept_by_third": [_rounded(share) for share in np.mean(tally.thirds, 0)],
                 "versus": _versus(row, rows, tallies, bootstrap),
                 "right": "".join(str(int(value)) for value in tally.right),
@@ -351,7 +370,9 @@ def document(
 
 def setup_of(backbone: Backbone, plan: Plan) -> dict[str, Any]:
     """What the document was made with."""
+    plan = plan.for_model(backbone)
     return {
+        "world": plan.world,
         "split": plan.split,
         "seed": plan.seed,
         "retentions": list(plan.retentions),
@@ -359,7 +380,7 @@ def setup_of(backbone: Backbone, plan: Plan) -> dict[str, Any]:
         "methods": [variant.name for variant in plan.variants],
         "questions": plan.questions,
         "per_clip": plan.per_clip,
-        "kinds": list(plan.kinds or shipped_kinds(backbone.folder)),
+        "kinds": list(plan.kinds),
         **provenance(backbone),
     }
 

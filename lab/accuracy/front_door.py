@@ -17,8 +17,8 @@ import torch
 
 from lab.accuracy.asking import Asked, Film
 from lab.accuracy.evaluate import Plan, choose_clips, setup_of
+from lab.accuracy.worlds import open_world
 from lab.stats import ClipBootstrap
-from lab.world.generate import render_video
 from lab.world.records import SyntheticClip
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.engine import Engine
@@ -46,11 +46,13 @@ def front_door(
 
     `engine` serves the same model.
     """
-    clips, answers, cache = choose_clips(backbone, plan), Answers(), BiasCache()
+    plan = plan.for_model(backbone)
+    world = open_world(plan.world)
+    clips, answers, cache = choose_clips(backbone, plan, world), Answers(), BiasCache()
     with tempfile.TemporaryDirectory(prefix="films-") as folder:
         for done, clip in enumerate(clips):
             progress(done, len(clips))
-            path = render_video(clip.seed, Path(folder) / f"{clip.seed}.mp4", clip.split)  # type: ignore[arg-type]
+            path = world.film(clip.seed, Path(folder) / f"{clip.seed}.mp4", plan.split)
             ask_both_ways(engine, Film(backbone, clip.frames, cache), clip, path, answers)
             path.unlink()
     progress(len(clips), len(clips))

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from lab.world.records import GRID, INTERVALS, Question
+from lab.world.records import INTERVALS, Cell, Question
 from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.method import SingleStage, knob
 from sharp_demo.pruning.outcome import Selection
 from sharp_demo.pruning.prefill import Prefill
-
-Cell = tuple[int, int, int]  # interval, row, column of a clip
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,11 @@ class EvidenceOracle(Oracle):
     question_aware = True
 
 
-def slots_of(cells: Iterable[Cell], layout: VisualLayout) -> tuple[int, ...]:
-    """Slots of all tokens that overlap the given cells of a clip, ascending; a layout may be finer than the cells."""
+def slots_of(cells: Iterable[Cell], layout: VisualLayout, grid: int) -> tuple[int, ...]:
+    """Slots of all tokens that overlap the given cells of a clip, ascending; a layout may be finer than the cells.
+
+    grid : cells along one side of the picture.
+    """
 
     def span(index: int, parts: int, size: int) -> range:
         return range(index * size // parts, -(-(index + 1) * size // parts))
@@ -64,24 +65,25 @@ def slots_of(cells: Iterable[Cell], layout: VisualLayout) -> tuple[int, ...]:
                 (frame * layout.rows + row) * layout.cols + col
                 for interval, cell_row, cell_col in cells
                 for frame in span(interval, INTERVALS, layout.frames)
-                for row in span(cell_row, GRID, layout.rows)
-                for col in span(cell_col, GRID, layout.cols)
+                for row in span(cell_row, grid, layout.rows)
+                for col in span(cell_col, grid, layout.cols)
             }
         )
     )
 
 
-def evidence_slots(question: Question, layout: VisualLayout) -> tuple[int, ...]:
+def evidence_slots(question: Question, layout: VisualLayout, grid: int) -> tuple[int, ...]:
     """Slots of a question's evidence cells; where any token of the right frames will do, all of those frames."""
     if question.evidence_cells:
-        return slots_of(question.evidence_cells, layout)
+        return slots_of(question.evidence_cells, layout, grid)
     first, last = question.evidence_frames
     return slots_of(
         (
             (i, row, col)
             for i in range(first, min(last, INTERVALS - 1) + 1)
-            for row in range(GRID)
-            for col in range(GRID)
+            for row in range(grid)
+            for col in range(grid)
         ),
         layout,
+        grid,
     )

@@ -14,7 +14,7 @@ import numpy as np
 
 from lab.accuracy.asking import Asked, Film
 from lab.accuracy.evaluate import Plan, choose_clips, one_thread, setup_of
-from lab.accuracy.variants import Subject, Variant, things_in, variant
+from lab.accuracy.variants import Subject, Variant, variant
 from lab.stats import ClipBootstrap, third_of_frames
 from lab.world.records import SyntheticClip
 from sharp_demo.backbones.layout import VisualLayout
@@ -65,9 +65,9 @@ def phenomena(
 
 def look(film: Film, clip: SyntheticClip, sums: Sums) -> VisualLayout:
     """Add every question of a clip to the sums."""
-    things, dark = things_in(clip), None
+    dark = None
     for question in clip.questions:
-        asked, subject = Asked(film, question.text), Subject(clip, question, things)
+        asked, subject = Asked(film, question.text), Subject(clip, question)
         dark = dark or film.black(asked.layout)
         raw, bias = attention(asked), attention(Asked(dark, question.text))
         sums.clip.append(clip.seed)

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lab.accuracy.oracles import EvidenceOracle, Oracle, SaliencyOracle, evidence_slots, slots_of
-from lab.world.generate import clip_scenes
 from lab.world.records import Question, SyntheticClip
-from lab.world.scene import scene_bounds
 from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.floors import Latest, Random, Uniform
@@ -19,8 +17,6 @@ from sharp_demo.pruning.registry import list_methods, make_method, method_class
 
 ORACLES: dict[str, type[Oracle]] = {cls.name: cls for cls in (SaliencyOracle, EvidenceOracle)}
 FLOORS = (Random.name, Uniform.name, Latest.name)
-
-Cell = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -55,11 +51,10 @@ class Subject:
 
     clip: SyntheticClip
     question: Question
-    things: tuple[Cell, ...]  # every cell of the clip that holds a thing
 
     def evidence(self, layout: VisualLayout) -> tuple[int, ...]:
         """Slots of the tokens without which the answer is unknown; empty where many others would do."""
-        return slots_of(self.question.evidence_cells, layout)
+        return slots_of(self.question.evidence_cells, layout, self.clip.grid)
 
     def knowledge(self, variant: Variant, layout: VisualLayout) -> dict[str, Any]:
         """Options that depend on clip and question: what an oracle knows, and a seed of its own for every clip."""
@@ -67,21 +62,10 @@ class Subject:
         if variant.method in (*ORACLES, Random.name):
             options["seed"] = self.clip.seed
         if variant.method == SaliencyOracle.name:
-            options["slots"] = slots_of(self.things, layout)
+            options["slots"] = slots_of(self.clip.things, layout, self.clip.grid)
         if variant.method == EvidenceOracle.name:
-            options["slots"] = evidence_slots(self.question, layout)
+            options["slots"] = evidence_slots(self.question, layout, self.clip.grid)
         return options
-
-
-def things_in(clip: SyntheticClip) -> tuple[Cell, ...]:
-    """Every cell of a generated clip that holds a thing, from its ground truth."""
-    scenes = clip_scenes(clip.seed, clip.split)  # type: ignore[arg-type]
-    return tuple(
-        (start + item.first + i, row, col)
-        for scene, (start, _) in zip(scenes, scene_bounds(scenes), strict=True)
-        for item in scene.items
-        for i, (row, col) in enumerate(item.cells)
-    )
 
 
 def parse_variants(text: str) -> tuple[Variant, ...]:

@@ -22,6 +22,10 @@ OFF_NOTE = (
     " budget is solved for before the video is seen; this method's counts then depend on the video, or are whole tokens"
     " of every frame."
 )
+EVIDENCE_NOTE = (
+    "Of the tokens that hold the answer, the percentage that is kept; after a plus sign what was averaged into a token"
+    " that is. Questions whose answer any token of a scene shows are left out."
+)
 POSITIONS = ("early", "middle", "late", "all")
 
 
@@ -33,6 +37,8 @@ def markdown(document: Document, title: str) -> str:
     low = min(document["setup"]["retentions"], key=lambda retention: abs(retention - 0.05))
     match = document["setup"]["matches"][0]
     at = f"at R = {100 * low:g} %, equal {'tokens' if match == 'tokens' else 'FLOPs'}"
+    parts += [f"## Evidence kept, equal {'tokens' if match == 'tokens' else 'FLOPs'}", "", EVIDENCE_NOTE, ""]
+    parts += [evidence_table(document, match), ""]
     parts += [f"## By position of the evidence, {at}", "", position_table(document, match, low), ""]
     parts += [f"## By kind of question, {at}", "", kind_table(document, match, low), ""]
     for match in document["setup"]["matches"]:
@@ -126,6 +132,22 @@ def _cell(result: Result, match: str, fastv: dict[float, float]) -> str:
     target = fastv.get(result["retention"], cost)
     mark = "\\*" if result["group"] != "reference" and abs(cost / target - 1) > OFF else ""
     return f"{accuracy}, keeps {percent(result['kept_share'])} %, FLOPs {percent(cost)} %{mark}"
+
+
+def evidence_table(document: Document, match: str) -> str:
+    """Share of the tokens that hold the answer and are kept, "+" what was averaged into a token that is."""
+    retentions, results = document["setup"]["retentions"], _pick(document, match)
+    rows = []
+    for name in dict.fromkeys(result["method"] for result in results if result["group"] != "reference"):
+        mine = {result["retention"]: result for result in results if result["method"] == name}
+        cells = [mine.get(retention) for retention in retentions]
+        rows.append([next(iter(mine.values()))["label"], *("" if one is None else _evidence(one) for one in cells)])
+    return table(["method", *(f"R = {100 * retention:g} %" for retention in retentions)], rows)
+
+
+def _evidence(result: Result) -> str:
+    merged = result.get("evidence_merged")  # measured since the rendered world has been asked about
+    return percent(result["evidence_kept"]) + (f" + {percent(merged)}" if merged else "")
 
 
 def position_table(document: Document, match: str, retention: float) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -12,30 +12,10 @@ import numpy as np
 
 from lab.tabletop.plan import FPS, Plan, plan_clip
 from lab.tabletop.questions import clip_questions
-from lab.tabletop.records import Question
 from lab.tabletop.studio import FILM_SIDE, MODEL_SIDE, Studio
-from lab.tabletop.truth import Truth
+from lab.tabletop.truth import GRID
 from lab.world.generate import clip_seed, resize
-from lab.world.records import INTERVALS, Split
-
-
-@dataclass(frozen=True, eq=False)
-class TabletopClip:
-    """A rendered clip at model resolution.
-
-    Attributes
-    ----------
-    seed, split : what it was made from.
-    frames : uint8 [T, H, W, 3]; T = 16, or 32 for models that merge two frames.
-    truth : what its scenes show, in order.
-    questions : about this clip, in random order.
-    """
-
-    seed: int
-    split: str
-    frames: np.ndarray
-    truth: tuple[Truth, ...]
-    questions: tuple[Question, ...]
+from lab.world.records import INTERVALS, Split, SyntheticClip
 
 
 def clip_plans(seed: int, split: Split) -> tuple[Plan, ...]:
@@ -45,12 +25,24 @@ def clip_plans(seed: int, split: Split) -> tuple[Plan, ...]:
 
 def make_clip(
     studio: Studio, seed: int, split: Split = "heldout", size: int = MODEL_SIDE, frames: int = INTERVALS
-) -> TabletopClip:
-    """Clip `seed` of a split as a model sees it: the film's frames at the bin centres, resized."""
+) -> SyntheticClip:
+    """Clip `seed` of a split as a model sees it: the film's frames at the bin centres, resized.
+
+    `frames` is 16, or 32 for models that merge two frames.
+    """
     takes = [studio.shoot(plan, side=FILM_SIDE, per_interval=frames // INTERVALS) for plan in clip_plans(seed, split)]
     truth = tuple(take.truth for take in takes)
     pictures = resize(np.concatenate([take.frames for take in takes]), size)
-    return TabletopClip(seed, split, pictures, truth, tuple(clip_questions(truth, seed, split)))
+    starts = np.cumsum([0, *(scene.length for scene in truth)]).tolist()
+    things = tuple(
+        (start + interval, row, col)
+        for scene, start in zip(truth, starts[:-1], strict=True)
+        for track in scene.tracks
+        for interval, cells in track.cells.items()
+        for row, col in cells
+    )
+    questions = tuple(clip_questions(truth, seed, split))
+    return SyntheticClip(seed, split, pictures, questions, tuple(pairwise(starts)), things, GRID)
 
 
 def render_video(studio: Studio, seed: int, path: str | Path, split: Split = "heldout") -> Path:

@@ -37,9 +37,9 @@ STAGES = (
 class Recipe(recipe.Recipe):
     """Everything that decides a training run, apart from the seed.
 
-    The tower is trained on `crowds`, scenes with more things in them than any clip has, half of the frames mirrored. `foreign_clips` of no table are
-    pooled with the rendered ones; `tower_foreign` of their frames are in every batch of the tower, and `foreign` is
-    their share of the clips that the language model meets.
+    The tower is trained on `crowds`, scenes with more things in them than any clip has, half of the frames mirrored.
+    `foreign_clips` of no table are pooled with the rendered ones; `tower_foreign` of their frames are in every batch of
+    the tower, and `foreign` is their share of the clips that the language model meets.
     """
 
     shape: TinyShape = SHAPE

@@ -54,9 +54,14 @@ def make_clip(
         raise InputError(f"{frames} frames do not fall on film frames; ask for 16, 32 or 96")
     scenes = clip_scenes(seed, split)
     pictures = sampled_frames(scenes, frames // INTERVALS)
-    return SyntheticClip(
-        seed, split, resize(pictures, size), tuple(clip_questions(seed, split, per_kind)), scene_bounds(scenes)
+    questions, bounds = tuple(clip_questions(seed, split, per_kind)), scene_bounds(scenes)
+    things = tuple(
+        (start + item.first + i, row, col)
+        for scene, (start, _) in zip(scenes, bounds, strict=True)
+        for item in scene.items
+        for i, (row, col) in enumerate(item.cells)
     )
+    return SyntheticClip(seed, split, resize(pictures, size), questions, bounds, things)
 
 
 def sampled_frames(scenes: tuple[Scene, ...], per_interval: int) -> np.ndarray:

@@ -9,9 +9,10 @@ import numpy as np
 
 Split = Literal["train", "validation", "heldout"]
 Position = Literal["early", "middle", "late", "all"]
+Cell = tuple[int, int, int]  # interval, row, column of a clip
 
 INTERVALS = 16  # what happens in a clip lasts whole intervals of half a second
-GRID = 7  # cells along one side of the picture; one cell is one visual token of the embedded models
+GRID = 7  # cells along one side of the drawn world's picture; one cell is one visual token of its models
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Question:
     word: str
     kind: str
     evidence_frames: tuple[int, int]
-    evidence_cells: tuple[tuple[int, int, int], ...] = ()
+    evidence_cells: tuple[Cell, ...] = ()
     position: Position = "all"
 
     def correct(self, reply: str) -> bool:
@@ -54,6 +55,8 @@ class SyntheticClip:
     frames : uint8 [T, H, W, 3]; T = 16, or 32 for Qwen2-VL (two frames an interval).
     questions : about this clip, several kinds, in random order.
     scenes : [first, end) of each scene in intervals.
+    things : every cell that holds a thing.
+    grid : cells along one side of the picture.
     """
 
     seed: int
@@ -61,3 +64,5 @@ class SyntheticClip:
     frames: np.ndarray
     questions: tuple[Question, ...]
     scenes: tuple[tuple[int, int], ...]
+    things: tuple[Cell, ...] = ()
+    grid: int = GRID

@@ -42,6 +42,12 @@ def evaluate(
     questions: Annotated[int, typer.Option(help="questions to ask, five a clip")] = 400,
     seed: Annotated[int, typer.Option(help="which clips of the split")] = 0,
     split: Annotated[str, typer.Option(help="heldout, or validation for what is still to be decided")] = "heldout",
+    world: Annotated[
+        str | None,
+        typer.Option(
+            help="drawn, or tabletop, which needs requirements-world.txt; default: the one the model was trained on"
+        ),
+    ] = None,
     jobs: Annotated[int | None, typer.Option(help="processes to share the clips; default: the cores, up to 4")] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="write all results to this file")] = None,
     markdown: Annotated[Path | None, typer.Option(help="write tables to this file")] = None,
@@ -67,6 +73,7 @@ def evaluate(
         questions=questions,
         seed=seed,
         split=split,
+        world=world,
         jobs=jobs,
         json_path=json_,
         markdown_path=markdown,

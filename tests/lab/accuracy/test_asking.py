@@ -11,7 +11,7 @@ import torch
 
 from lab.accuracy.asking import SLACK_TOKENS, Asked, Film
 from lab.accuracy.evaluate import Plan, choose_clips, lay_out
-from lab.accuracy.variants import ABLATION, CORE, Subject, Variant, things_in, variant
+from lab.accuracy.variants import ABLATION, CORE, Subject, Variant, variant
 from lab.world.records import Question, SyntheticClip
 from sharp_demo.backbones.features import VideoFeatures, encode_video, model_inputs
 from sharp_demo.backbones.load import Backbone, load
@@ -66,7 +66,7 @@ VARIANTS = {one.name: one for one in (*CORE, *ABLATION, *map(variant, list_metho
 def test_equals_the_plain_run(backbone: Backbone, clip: SyntheticClip, film: Film, chosen: Variant) -> None:
     question = clip.questions[0]
     asked = Asked(film, question.text)
-    knowledge = Subject(clip, question, things_in(clip)).knowledge(chosen, asked.layout)
+    knowledge = Subject(clip, question).knowledge(chosen, asked.layout)
     least = chosen.build(1.0).least_retention(len(asked.lm.layers), asked.layout.frames)
     for retention in (0.3, 0.05):
         method = replace(chosen.build(max(retention, least)), **knowledge)
@@ -211,11 +211,11 @@ def test_shared_computation_pays(measured: Callable[[str, str, str], None]) -> N
     shared_s = plain_s = 0.0
     for clip in choose_clips(backbone, plan):
         rows, _ = lay_out(backbone, clip, plan)
-        runs, cells = {row.run: row for row in rows}, things_in(clip)
+        runs = {row.run: row for row in rows}
         biases = BiasCache(), BiasCache()
         film = Film(backbone, clip.frames, biases[0])
         for question in clip.questions:
-            subject, layout = Subject(clip, question, cells), Asked(film, question.text).layout
+            subject, layout = Subject(clip, question), Asked(film, question.text).layout
             methods = [replace(row.method, **subject.knowledge(row.variant, layout)) for row in runs.values()]
             began = time.process_time()
             asked = Asked(film, question.text)

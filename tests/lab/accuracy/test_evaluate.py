@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from lab.accuracy.command import parse_retentions, to_json
 from lab.accuracy.evaluate import (
@@ -18,16 +19,19 @@ from lab.accuracy.evaluate import (
     choose_clips,
     document,
     evaluate,
+    evidence_left,
     lay_out,
-    shipped_kinds,
 )
 from lab.accuracy.variants import parse_variants
+from lab.accuracy.worlds import shipped_kinds
 from lab.tables.accuracy import markdown
 from lab.world.questions import KINDS
 from lab.world.records import Question, SyntheticClip
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.cli import main
 from sharp_demo.errors import InputError
+from sharp_demo.pruning.outcome import Run
+from sharp_demo.pruning.vanilla import Vanilla
 from sharp_demo.settings import Settings
 
 METHODS = "vanilla,fastv,sharp,random,fastv:layer=1,random:layer=1,saliency,evidence"
@@ -131,6 +135,7 @@ class Script:
             row.run: Tally(
                 right=[verdicts(row, clip, i) for clip in range(4) for i in range(3)],
                 evidence_kept=[float("nan")] * 12,
+                evidence_merged=[float("nan")] * 12,
                 thirds=[[0.5, 0.25, 0.25]] * 12,
                 visual=[list(row.visual_per_layer)] * 12,
                 mlp=[list(row.visual_per_layer)] * 12,
@@ -198,8 +203,17 @@ def test_a_retention_of_one_is_no_second_line_of_every_other(folder: Path, cpu_s
 
 
 def test_kinds_are_those_of_the_card(backbone: Backbone, tmp_path: Path) -> None:
-    assert shipped_kinds(backbone.folder) == ("bg_of", "color_in", "letter_in")
-    assert shipped_kinds(tmp_path) == KINDS
+    assert shipped_kinds(backbone.folder, "drawn") == ("bg_of", "color_in", "letter_in")
+    assert shipped_kinds(tmp_path, "drawn") == tuple(KINDS)
+
+
+def test_evidence_is_kept_or_averaged_into_what_is() -> None:
+    run = Run(Vanilla(), torch.device("cpu"))
+    run.kept, run.merged_into = torch.tensor([2, 5]), torch.tensor([-1, 5, 5, -1, -1, -1])
+    assert evidence_left((2, 5), run) == (1, 0)
+    assert evidence_left((0, 1, 2, 3), run) == (0.25, 0.25)  # 1 is in 5
+    assert evidence_left((0, 4), run) == (0, 0)
+    assert np.isnan(evidence_left((), run)).all()
 
 
 def test_what_no_equal_cost_reaches_is_said(backbone: Backbone) -> None:
@@ -230,6 +244,8 @@ def test_a_retention_that_a_method_refuses_is_a_gap_and_no_failure(backbone: Bac
         ({"split": "train"}, "heldout, validation"),
         ({"matches": ("size",)}, "no match 'size'"),
         ({"kinds": ("riddle",)}, "no kind 'riddle'"),
+        ({"world": "moon"}, "no world 'moon'; there are drawn, tabletop"),
+        ({"world": "tabletop", "kinds": ("bg_of",)}, "no kind 'bg_of'"),
     ],
 )
 def test_wrong_plans_are_refused(changes: dict, message: str) -> None:
@@ -270,6 +286,7 @@ def test_command_writes_json_and_tables(folder: Path, tmp_path: Path, capsys: py
         (["--questions", "0"], "at least 1"),
         (["--questions", "x"], "integer"),
         (["--split", "train"], "no split"),
+        (["--world", "moon"], "no world"),
         (["--seed", "-1"], "at least 0"),
         (["--jobs", "0"], "at least 1"),
         (["--model", "nowhere"], "unknown model"),

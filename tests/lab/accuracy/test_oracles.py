@@ -6,7 +6,7 @@ import pytest
 
 from lab.accuracy.asking import Asked, Film
 from lab.accuracy.oracles import EvidenceOracle, SaliencyOracle, evidence_slots, slots_of
-from lab.accuracy.variants import ABLATION, CORE, Subject, parse_variants, things_in
+from lab.accuracy.variants import ABLATION, CORE, Subject, parse_variants
 from lab.world.generate import clip_scenes, make_clip
 from lab.world.records import GRID, INTERVALS, Question, SyntheticClip
 from sharp_demo.errors import MethodError
@@ -22,14 +22,14 @@ class Grid:
 
 def test_a_cell_is_a_slot_where_the_model_has_one_token_a_cell() -> None:
     layout = Grid(INTERVALS, GRID, GRID)
-    assert slots_of([(0, 0, 0), (2, 3, 4), (15, 6, 6)], layout) == (0, 2 * 49 + 3 * 7 + 4, 16 * 49 - 1)
+    assert slots_of([(0, 0, 0), (2, 3, 4), (15, 6, 6)], layout, GRID) == (0, 2 * 49 + 3 * 7 + 4, 16 * 49 - 1)
 
 
 def test_a_cell_is_every_token_it_overlaps_in_other_layouts() -> None:
-    assert slots_of([(0, 0, 0)], Grid(32, 14, 14)) == (0, 1, 14, 15, 196, 197, 210, 211)
-    assert slots_of([(0, 2, 0)], Grid(16, 3, 3)) == (0, 3)  # rows 2/7 to 3/7 lie in the first and second third
+    assert slots_of([(0, 0, 0)], Grid(32, 14, 14), GRID) == (0, 1, 14, 15, 196, 197, 210, 211)
+    assert slots_of([(0, 2, 0)], Grid(16, 3, 3), GRID) == (0, 3)  # rows 2/7 to 3/7 lie in the first and second third
     everything = [(i, row, col) for i in range(INTERVALS) for row in range(GRID) for col in range(GRID)]
-    assert slots_of(everything, Grid(16, 3, 4)) == tuple(range(16 * 12))
+    assert slots_of(everything, Grid(16, 3, 4), GRID) == tuple(range(16 * 12))
 
 
 def question(cells: tuple = (), frames: tuple[int, int] = (3, 4)) -> Question:
@@ -38,9 +38,9 @@ def question(cells: tuple = (), frames: tuple[int, int] = (3, 4)) -> Question:
 
 def test_where_no_cell_is_named_the_frames_are_the_evidence() -> None:
     layout = Grid(INTERVALS, GRID, GRID)
-    assert evidence_slots(question(((5, 1, 1),)), layout) == (5 * 49 + 8,)
-    assert evidence_slots(question(), layout) == tuple(range(3 * 49, 5 * 49))
-    assert evidence_slots(question(frames=(0, INTERVALS)), layout) == tuple(range(16 * 49))
+    assert evidence_slots(question(((5, 1, 1),)), layout, GRID) == (5 * 49 + 8,)
+    assert evidence_slots(question(), layout, GRID) == tuple(range(3 * 49, 5 * 49))
+    assert evidence_slots(question(frames=(0, INTERVALS)), layout, GRID) == tuple(range(16 * 49))
 
 
 @pytest.mark.parametrize("oracle", [SaliencyOracle, EvidenceOracle])
@@ -70,17 +70,17 @@ def test_a_slot_outside_the_video_is_refused(film: Film) -> None:
 
 def test_what_oracles_know_of_a_generated_clip(film: Film, clip: SyntheticClip) -> None:
     layout = Grid(INTERVALS, GRID, GRID)
-    things = things_in(clip)
+    things = clip.things
     items = [item for scene in clip_scenes(clip.seed, "validation") for item in scene.items]
     assert len(things) == sum(len(item.cells) for item in items)
     variants = {variant.name: variant for variant in CORE}
     for one in clip.questions:
-        subject = Subject(clip, one, things)
+        subject = Subject(clip, one)
         # Evidence is where a thing is; a question-blind oracle of the things therefore knows of it.
         assert set(one.evidence_cells) <= set(things)
         told = subject.knowledge(variants["evidence"], layout)["slots"]
         assert set(subject.evidence(layout)) <= set(told)
-        assert subject.knowledge(variants["saliency:layer=1"], layout)["slots"] == slots_of(things, layout)
+        assert subject.knowledge(variants["saliency:layer=1"], layout)["slots"] == slots_of(things, layout, GRID)
         assert subject.knowledge(variants["random"], layout) == {"seed": clip.seed}
         assert subject.knowledge(variants["sharp"], layout) == {}
 
@@ -90,7 +90,7 @@ def test_random_draws_another_subset_for_another_clip(film: Film, clip: Syntheti
     kept = []
     for number in (7, 8):
         other = make_clip(number, "validation", size=40, frames=INTERVALS)
-        knowledge = Subject(other, other.questions[0], ()).knowledge(variant, asked.layout)
+        knowledge = Subject(other, other.questions[0]).knowledge(variant, asked.layout)
         kept.append(asked.prefill(replace(variant.build(0.2), **knowledge))[2].kept.tolist())
     assert kept[0] != kept[1]
 
