@@ -23,9 +23,11 @@ OFF_NOTE = (
     " of every frame."
 )
 EVIDENCE_NOTE = (
-    "Of the tokens that hold the answer, the percentage that is kept; after a plus sign what was averaged into a token"
-    " that is. Questions whose answer any token of a scene shows are left out."
+    "Percentage of the tokens that hold the answer and are kept; {}. Questions whose answer any token of a scene shows"
+    " are left out."
 )
+MERGED = "after a plus sign, of those that are averaged into a token that is kept"
+NOT_MERGED = "what is averaged into another token does not count"  # in documents from before it was measured
 POSITIONS = ("early", "middle", "late", "all")
 
 
@@ -37,8 +39,12 @@ def markdown(document: Document, title: str) -> str:
     low = min(document["setup"]["retentions"], key=lambda retention: abs(retention - 0.05))
     match = document["setup"]["matches"][0]
     at = f"at R = {100 * low:g} %, equal {'tokens' if match == 'tokens' else 'FLOPs'}"
-    parts += [f"## Evidence kept, equal {'tokens' if match == 'tokens' else 'FLOPs'}", "", EVIDENCE_NOTE, ""]
-    parts += [evidence_table(document, match), ""]
+    parts += [
+        f"## Evidence kept, equal {'tokens' if match == 'tokens' else 'FLOPs'}",
+        "",
+        evidence_table(document, match),
+        "",
+    ]
     parts += [f"## By position of the evidence, {at}", "", position_table(document, match, low), ""]
     parts += [f"## By kind of question, {at}", "", kind_table(document, match, low), ""]
     for match in document["setup"]["matches"]:
@@ -135,18 +141,20 @@ def _cell(result: Result, match: str, fastv: dict[float, float]) -> str:
 
 
 def evidence_table(document: Document, match: str) -> str:
-    """Share of the tokens that hold the answer and are kept, "+" what was averaged into a token that is."""
+    """What was kept of the tokens that hold the answer, one row per method, one column per retention."""
     retentions, results = document["setup"]["retentions"], _pick(document, match)
     rows = []
     for name in dict.fromkeys(result["method"] for result in results if result["group"] != "reference"):
         mine = {result["retention"]: result for result in results if result["method"] == name}
         cells = [mine.get(retention) for retention in retentions]
         rows.append([next(iter(mine.values()))["label"], *("" if one is None else _evidence(one) for one in cells)])
-    return table(["method", *(f"R = {100 * retention:g} %" for retention in retentions)], rows)
+    measured = all("evidence_merged" in result for result in results)
+    made = table(["method", *(f"R = {100 * retention:g} %" for retention in retentions)], rows)
+    return f"{EVIDENCE_NOTE.format(MERGED if measured else NOT_MERGED)}\n\n{made}"
 
 
 def _evidence(result: Result) -> str:
-    merged = result.get("evidence_merged")  # measured since the rendered world has been asked about
+    merged = result.get("evidence_merged")
     return percent(result["evidence_kept"]) + (f" + {percent(merged)}" if merged else "")
 
 

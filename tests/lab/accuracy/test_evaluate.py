@@ -24,7 +24,7 @@ from lab.accuracy.evaluate import (
 )
 from lab.accuracy.variants import parse_variants
 from lab.accuracy.worlds import shipped_kinds
-from lab.tables.accuracy import markdown
+from lab.tables.accuracy import evidence_table, markdown
 from lab.world.questions import KINDS
 from lab.world.records import Question, SyntheticClip
 from sharp_demo.backbones.load import Backbone
@@ -214,6 +214,22 @@ def test_evidence_is_kept_or_averaged_into_what_is() -> None:
     assert evidence_left((0, 1, 2, 3), run) == (0.25, 0.25)  # 1 is in 5
     assert evidence_left((0, 4), run) == (0, 0)
     assert np.isnan(evidence_left((), run)).all()
+
+
+def test_tables_tell_kept_evidence_from_merged(evaluated: dict) -> None:
+    results = [
+        {**one, "evidence_kept": 0.5, "evidence_merged": 0.25 if one["method"] == "sharp" else 0.0}
+        for one in evaluated["results"]
+    ]
+    rows = evidence_table({**evaluated, "results": results}, "tokens").splitlines()
+    assert "| ShaRP, K=1 | 50.0 + 25.0 | 50.0 + 25.0 |" in rows
+    assert "| FastV, K=2 | 50.0 | 50.0 |" in rows
+    assert not any(row.startswith("| Vanilla") for row in rows)
+    assert "averaged into a token that is kept" in rows[0]
+    unmeasured = [{key: value for key, value in one.items() if key != "evidence_merged"} for one in results]
+    rows = evidence_table({**evaluated, "results": unmeasured}, "tokens").splitlines()
+    assert "| ShaRP, K=1 | 50.0 | 50.0 |" in rows
+    assert "does not count" in rows[0]
 
 
 def test_what_no_equal_cost_reaches_is_said(backbone: Backbone) -> None:
