@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sharp_demo.pruning.vanilla import Vanilla
     from sharp_demo.pruning.vidcom2 import VidCom2
     from sharp_demo.pruning.visionzip import VisionZip
-    from sharp_demo.pruning.with_sharp import HoliTomShaRP, VisionZipShaRP
+    from sharp_demo.pruning.with_sharp import HoliTomShaRP, VidCom2ShaRP, VisionZipShaRP
     from sharp_demo.settings import Settings
     from sharp_demo.video import Clip, decode
 
@@ -61,6 +61,7 @@ __all__ = [
     "Uniform",
     "Vanilla",
     "VidCom2",
+    "VidCom2ShaRP",
     "VisionZip",
     "VisionZipShaRP",
     "__version__",

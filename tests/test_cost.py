@@ -246,6 +246,11 @@ def test_overheads_by_method() -> None:
         "bias": bias_macs(TOY, 8, 4, 1),
         "bias_setup": bias_setup_macs(TOY, 8, 1),
     }
+    assert cost("vidcom2+sharp", outer_ratio=1.6) == {
+        "scores": score_macs(TOY, 8 + 4, project_keys=True) + 2 * 10 * (TOY.hidden // 2),
+        "bias": bias_macs(TOY, 8, 4, 1),
+        "bias_setup": bias_setup_macs(TOY, 8, 1),
+    }
     assert cost("holitom+sharp") == {
         "scores": score_macs(TOY, 5 + 4),
         "bias": bias_macs(TOY, 5, 4, 1, full_layers=0),

@@ -284,6 +284,8 @@ def test_flops_matched_budgets_cost_what_fastv_costs(engine: Engine, request_for
         ("framefusion", {"similarity": 1.0}),
         ("holitom", {"tau": 1.0, "drop": 0.0}),  # nothing merges: token similarities are not counted
         ("visionzip+sharp", {"dominant": 64}),
+        ("vidcom2+sharp", {}),
+        ("vidcom2+sharp", {"outer_ratio": 9.0}),
         ("visionzip+sharp", {"dominant": 64, "score_layer": "first", "layer": 2}),
         ("holitom+sharp", {"outer_tau": 1.0}),
         ("holitom+sharp", {"outer_tau": 1.0, "score_layer": "lookahead", "layer": 2}),

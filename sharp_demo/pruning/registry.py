@@ -28,12 +28,12 @@ from sharp_demo.pruning.sharpv import SharpV
 from sharp_demo.pruning.vanilla import Vanilla
 from sharp_demo.pruning.vidcom2 import VidCom2
 from sharp_demo.pruning.visionzip import VisionZip
-from sharp_demo.pruning.with_sharp import HoliTomShaRP, VisionZipShaRP
+from sharp_demo.pruning.with_sharp import HoliTomShaRP, VidCom2ShaRP, VisionZipShaRP
 
 METHODS: tuple[type[Method], ...] = (
     *(Vanilla, FastV, Feather, ShaRP, PDrop, FrameFusion, VisionZip, HoliTom, SharpV, EVS),
     *(VidCom2, DART, CDPruner, DivPrune, DyCoke, FastVID, FlashVID),
-    *(VisionZipShaRP, HoliTomShaRP),
+    *(VisionZipShaRP, HoliTomShaRP, VidCom2ShaRP),
     *(Random, Uniform, Latest),
 )
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from sharp_demo.cost import Prunes
 from sharp_demo.pruning.holitom import HoliTom, holitom_layer
 from sharp_demo.pruning.method import REINDEX, Method, knob
-from sharp_demo.pruning.schedule import Schedule, budget, framewise_budget
+from sharp_demo.pruning.schedule import Schedule, budget
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharp.method import ShaRPOptions
+from sharp_demo.pruning.vidcom2 import VidCom2
 from sharp_demo.pruning.visionzip import VisionZip
 
 VISIONZIP_RATIO = 20 / 12.4
@@ -27,7 +30,6 @@ class BehindOther(ShaRPOptions, ABC):
     """
 
     where = "both"
-    needs_vision = True
 
     reindex_positions: bool = knob(True, REINDEX)
 
@@ -43,13 +45,45 @@ class BehindOther(ShaRPOptions, ABC):
     def parts(self) -> tuple[Method, ...]:
         return (*self.outer().parts, self.inner())
 
+    def overhead(self, prunes: Prunes) -> dict[str, int]:
+        """ShaRP's, and what the other method's scores add."""
+        macs = Counter(super().overhead(prunes))
+        if len(prunes.stages) > 1:
+            macs.update(self.outer().overhead(replace(prunes, stages=prunes.stages[:1], before=prunes.before[:1])))
+        return dict(macs)
+
     def _sharp(self, kind: type[ShaRP] = ShaRP, **changes: Any) -> ShaRP:
         options = {option.name: getattr(self, option.name) for option in fields(ShaRPOptions)}
         return kind(**{**options, **changes})
 
 
 @dataclass(frozen=True)
-class VisionZipShaRP(BehindOther):
+class AtRatio(BehindOther, ABC):
+    """`retention` is the final share, ShaRP's; the other method keeps `outer_ratio` times that, at most all."""
+
+    outer_ratio: float = knob(
+        VISIONZIP_RATIO,
+        "share that the other method leaves, over the final one; at most all are kept",
+        low=1.0,
+        costs=True,
+    )
+
+    @property
+    def outer_share(self) -> float:
+        return min(1.0, self.retention * self.outer_ratio)
+
+    def inner(self) -> ShaRP:
+        return self._sharp()
+
+    def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
+        outer = self.outer()
+        entered = outer.schedule(layers, n, frames)[0][1] if outer.active else n
+        inner = (self.layer, min(entered, budget(self.retention, n)))
+        return [(0, entered), inner] if outer.active else [inner]
+
+
+@dataclass(frozen=True)
+class VisionZipShaRP(AtRatio):
     """VisionZip before the LLM, ShaRP before layer 1 on what it left.
 
     `retention` is the final share, ShaRP's; VisionZip keeps `outer_ratio` times that (20 % for 12.4 %, as in the
@@ -60,27 +94,34 @@ class VisionZipShaRP(BehindOther):
     name = "visionzip+sharp"
     title = "VisionZip + ShaRP"
     summary = "VisionZip before the LLM, then ShaRP before layer 1 on what it left (20 and 12.4 % in the paper)."
+    needs_vision = True
     color = "#5546D6"
 
-    outer_ratio: float = knob(
-        VISIONZIP_RATIO, "share that VisionZip leaves, over the final one; at most all are kept", low=1.0, costs=True
-    )
     dominant: int = knob(54, "VisionZip: how many of every 64 kept tokens are dominant", low=0, high=64)
 
     def outer(self) -> VisionZip:
-        share = min(1.0, self.retention * self.outer_ratio)
-        return VisionZip(retention=share, dominant=self.dominant, reindex_positions=self.reindex_positions)
-
-    def inner(self) -> ShaRP:
-        return self._sharp()
-
-    def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
-        share = min(1.0, self.retention * self.outer_ratio)
-        outer = framewise_budget(share, n, frames) if share < 1 else n
-        inner = (self.layer, min(outer, budget(self.retention, n)))
-        return [(0, outer), inner] if share < 1 else [inner]
+        return VisionZip(retention=self.outer_share, dominant=self.dominant, reindex_positions=self.reindex_positions)
 
 
+@dataclass(frozen=True)
+class VidCom2ShaRP(AtRatio):
+    """VidCom2 before the LLM, ShaRP before layer 1 on what it left.
+
+    `retention` is the final share, ShaRP's; VidCom2 keeps `outer_ratio` times that, all where that would be more. No
+    paper has this combination: the ratio is the one that Table 3 has for VisionZip.
+    """
+
+    name = "vidcom2+sharp"
+    title = "VidCom2 + ShaRP"
+    paper = ""
+    summary = "VidCom2 before the LLM, then ShaRP before layer 1 on what it left; ours."
+    color = "#F91AF9"
+
+    def outer(self) -> VidCom2:
+        return VidCom2(retention=self.outer_share, reindex_positions=self.reindex_positions)
+
+
+@dataclass(frozen=True)
 class ShareOfReached(ShaRP):
     """ShaRP whose `retention` is a share of the tokens that reach its layer."""
 
@@ -104,6 +145,7 @@ class HoliTomShaRP(BehindOther):
     summary = (
         "HoliTom's outer stage before the LLM (the share is what it leaves); ShaRP halves that before layer 18 of 28."
     )
+    needs_vision = True
     adaptive = True
     color = "#126A80"
 

@@ -19,12 +19,13 @@ from sharp_demo.pruning.schedule import budget
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.pruning.sharp.segments import frame_means, segment_frames, token_bounds
+from sharp_demo.pruning.vidcom2 import VidCom2
 from sharp_demo.pruning.visionzip import VisionZip
-from sharp_demo.pruning.with_sharp import BehindOther, HoliTomShaRP, VisionZipShaRP
+from sharp_demo.pruning.with_sharp import BehindOther, HoliTomShaRP, VidCom2ShaRP, VisionZipShaRP
 from sharp_demo.settings import Settings
 from tests.pruning.prompts import Prompt, greedy, scenes
 
-COMBINED = ("visionzip+sharp", "holitom+sharp")
+COMBINED = ("visionzip+sharp", "holitom+sharp", "vidcom2+sharp")
 
 
 @dataclass(frozen=True)
@@ -270,3 +271,14 @@ def test_refusals(tiny: Backbone) -> None:
     ):
         prompt.model(**prompt.inputs(), use_cache=True)
     assert not replace(HoliTomShaRP(), retention=1.0).active
+
+
+def test_vidcom2_and_sharp_are_the_two_one_after_the_other(tiny: Backbone) -> None:
+    prompt, n = Prompt(tiny), len(Prompt(tiny).layout)
+    together = run(prompt, VidCom2ShaRP(retention=0.2))
+    share = 0.2 * VisionZipShaRP().outer_ratio
+    apart = run(prompt, VidCom2(retention=share) + ShaRP(retention=0.2))
+    assert together.kept.tolist() == apart.kept.tolist()
+    assert together.visual_per_layer == [budget(share, n)] + [budget(0.2, n)] * 3
+    alone = run(prompt, VidCom2ShaRP(retention=0.2, outer_ratio=9.0))
+    assert alone.kept.tolist() == run(prompt, ShaRP(retention=0.2)).kept.tolist()
