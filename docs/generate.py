@@ -46,13 +46,31 @@ from sharp_demo.views.tables import pack_tables  # noqa: E402
 
 def method_table() -> str:
     """One row per method: name, what it scores and where it drops, what it has to see for that."""
-    header = ("method", "name", "year", "prunes", "what it does", "sees the question", "needs vision-tower attention")
+    header = (
+        "method",
+        "name",
+        "year",
+        "prunes",
+        "what it does",
+        "sees the question",
+        "needs vision-tower attention",
+        "engines",
+    )
     rows = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for method in (one for group in GROUPS for one in registry.METHODS if one.group() == group):
         title = f"[{method.title}]({method.paper})" if method.paper else method.title
         where = "" if method.where == "nowhere" else GROUPS[method.where][0].lower() + GROUPS[method.where][1:]
         aware, vision = ("yes" if flag else "no" for flag in (method.question_aware, method().needs_vision))
-        cells = (title, f"`{method.name}`", str(method.year or ""), where, method.summary, aware, vision)
+        cells = (
+            title,
+            f"`{method.name}`",
+            str(method.year or ""),
+            where,
+            method.summary,
+            aware,
+            vision,
+            method.engines,
+        )
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -14,4 +14,6 @@ def methods() -> None:
         traits = [f"prunes {where}", "sees the question" if method.question_aware else "does not see the question"]
         if method().needs_vision:
             traits.append("needs attention of the vision tower")
+        if method.engines:
+            traits.append(f"offered by {method.engines}")
         print(f"{method.name}: {source}\n    {'; '.join(traits)}\n    {method.summary}")

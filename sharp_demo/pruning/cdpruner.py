@@ -104,6 +104,7 @@ class CDPruner(WholeFrames):
     year = 2025
     summary = "Tokens unlike each other and like the text, by the greedy mode of a DPP per frame; drops before the LLM."
     question_aware = True
+    engines = "OpenVINO"
     color = "#42FA8C"
 
     relevance: str = knob(

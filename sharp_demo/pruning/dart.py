@@ -70,6 +70,7 @@ class DART(SingleStage):
     year = 2025
     summary = "Least similar to eight pivots, the longest keys of video and question; drops before layer K=2."
     question_aware = True
+    engines = "TensorRT Edge-LLM"
     color = "#06C5C5"
 
     visual_pivots: int = knob(4, "visual tokens that are pivots", low=1, costs=True)

@@ -38,6 +38,7 @@ class EVS(Method):
     year = 2025
     summary = "Change since the same place in the frame before; drops before the LLM, the first frame stays whole."
     where = "before"
+    engines = "vLLM, SGLang, TensorRT-LLM"
     color = "#8E1F2F"
 
     reindex_positions: bool = knob(True, REINDEX)

@@ -81,6 +81,7 @@ class Method:
     question_aware: ClassVar[bool] = False
     needs_vision: ClassVar[bool] = False  # reads attention of the vision tower: `prefill.signals`
     adaptive: ClassVar[bool] = False  # how many tokens it keeps depends on the video; `schedule` is nominal
+    engines: ClassVar[str] = ""  # serving engines that offer it (docs/deployed.md)
     inside_layers: ClassVar[bool] = False  # drops between a layer's attention and its MLP, not between layers
 
     retention: float = knob(0.2, "share of visual tokens to keep, in (0, 1]", high=1.0)

@@ -98,6 +98,7 @@ class VidCom2(WholeFrames):
     paper = "https://arxiv.org/abs/2505.14454"
     year = 2025
     summary = "Unlike the mean of the frame and of the video, more tokens in unusual frames; drops before the LLM."
+    engines = "vLLM"
     color = "#E5065F"
 
     channel_share: float = knob(0.5, "share of the channels, those that vary least", low=0.0, high=1.0, costs=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -68,3 +69,15 @@ def test_one_class_and_one_line_are_enough_for_the_documentation(generate) -> No
 
 def test_sections_by_hand_are_not_written_twice(generate) -> None:
     assert generate.method_sections((ROOT / "docs/methods.md").read_text("utf-8")) == ""
+
+
+def test_what_an_engine_offers_has_its_flag_on_the_page(capsys: pytest.CaptureFixture) -> None:
+    page = (ROOT / "docs/deployed.md").read_text("utf-8")
+    offered = [method for method in registry.METHODS if method.engines]
+    rows = re.findall(r"^\| `(\w+)`", page, re.MULTILINE)
+    assert sorted(rows) == sorted(method.name for method in offered)
+    assert main(["methods"]) == 0
+    listed = capsys.readouterr().out
+    for method in offered:
+        assert f"offered by {method.engines}\n" in listed
+        assert all(engine.strip() in page for engine in method.engines.split(","))
