@@ -58,7 +58,7 @@ class DyCoke(WholeFrames):
         if k < sum(whole) * size:
             raise MethodError(
                 f"{self.name}: keeps every fourth frame whole, {sum(whole) * size} of {n} tokens; ask for a retention "
-                f"of at least {sum(whole) / count:.4g}."
+                f"of at least {sum(whole) / count:.4g}"
             )
         with prefill.stage("scores"):
             scores = dissimilarity(frames, frames[other]).square() / 2  # 1 - cos
