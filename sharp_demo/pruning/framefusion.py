@@ -143,11 +143,15 @@ class FrameFusion(Method):
             first = max(last, prefill.hidden.shape[1] - prefill.family.merge_queries)
             progress.queries = prefill.hidden[:, first:].clone()  # a view would keep all of the rows alive
 
-    def after_attention(self, layer: int, prefill: Prefill) -> Selection | None:
+    def looks_inside(self, layer: int, prefill: Prefill) -> bool:
         progress: _Progress = prefill.notes[self]
-        if layer + 1 == len(prefill.layers) or not (progress.merging or progress.pruning):
-            return None  # no attention would see what is left
-        return self._merge(prefill, layer) if progress.merging else self._prune(prefill, layer)
+        # Behind the last layer no attention would see what is left.
+        return layer + 1 < len(prefill.layers) and (progress.merging or progress.pruning)
+
+    def after_attention(self, layer: int, prefill: Prefill) -> Selection | None:
+        if not self.looks_inside(layer, prefill):
+            return None  # another method looks inside this layer
+        return self._merge(prefill, layer) if prefill.notes[self].merging else self._prune(prefill, layer)
 
     def _room(self, prefill: Prefill) -> tuple[float, int]:
         """Visual tokens that all layers to come may see together, for a mean of `retention`, and their number."""

@@ -23,12 +23,7 @@ AttentionOverride = Callable[[nn.Module, Tensor, Rotary, DynamicCache], Tensor]
 
 
 class LayerPass:
-    """Rows on their way through decoder layers: hidden [B, n, d] and cos, sin [B, n, head_dim]. No hooks.
-
-    `looks_inside`: whether `after_attention` does anything, for which a layer has to be run in two steps.
-    """
-
-    looks_inside = False
+    """Rows on their way through decoder layers: hidden [B, n, d] and cos, sin [B, n, head_dim]. No hooks."""
 
     def __init__(self, hidden: Tensor, rotary: Rotary) -> None:
         self.hidden = hidden
@@ -40,6 +35,10 @@ class LayerPass:
     def attention(self, layer: int) -> AttentionOverride | None:
         """Return what replaces the attention module's forward in this layer, or None."""
         return None
+
+    def looks_inside(self, layer: int) -> bool:
+        """Whether `after_attention` may do anything in this layer, which then has to be run in two steps."""
+        return False
 
     def after_attention(self, layer: int) -> None:
         """Called after the attention residual of `layer`, before its MLP."""
@@ -97,12 +96,12 @@ def _run_layer(
     nothing, then on what is left with an attention that adds nothing.
     """
     # position_ids=None: gapped positions would be read as packed sequences by the flash path.
-    run = partial(layer, position_ids=None)
+    run, inside = partial(layer, position_ids=None), rows.looks_inside(i)
     attention = None if override is None else partial(_overridden, override, layer.self_attn, cache)
     arguments: dict[str, Any] = {"attention_mask": None if override else mask, "use_cache": True, **with_cache(cache)}
-    with _forward(layer.self_attn, attention), _forward(layer.mlp, torch.zeros_like if rows.looks_inside else None):
+    with _forward(layer.self_attn, attention), _forward(layer.mlp, torch.zeros_like if inside else None):
         rows.hidden = run(rows.hidden, position_embeddings=rows.rotary, **arguments)
-    if rows.looks_inside:
+    if inside:
         rows.after_attention(i)
         with _forward(layer.self_attn, _adds_nothing):
             rows.hidden = run(rows.hidden, position_embeddings=rows.rotary, attention_mask=None)

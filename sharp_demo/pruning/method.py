@@ -131,11 +131,6 @@ class Method:
         """False when there is nothing to prune; the untouched forward runs then."""
         return self.retention < 1
 
-    @property
-    def looks_inside(self) -> bool:
-        """Whether it has an `after_attention` of its own."""
-        return type(self).after_attention is not Method.after_attention
-
     def fitted(self, layers: int) -> Method:
         """This method on a model of `layers` decoder layers: whatever its options leave to the depth is worked out."""
         return self
@@ -211,6 +206,10 @@ class Method:
     def attention(self, layer: int, prefill: Prefill) -> AttentionOverride | None:
         """Called just before the attention of `layer`, after any drop; returns what replaces it, or None."""
         return None
+
+    def looks_inside(self, layer: int, prefill: Prefill) -> bool:
+        """Whether `after_attention` may drop in `layer`; every such layer is run in two steps, which takes longer."""
+        return type(self).after_attention is not Method.after_attention
 
     def after_attention(self, layer: int, prefill: Prefill) -> Selection | None:
         """Called inside `layer`, between attention and MLP; a Selection drops as in `before_layer`."""

@@ -95,15 +95,14 @@ class Prefill(LayerPass):
         self.orders.append(self.order)
         self._last_input = self.hidden[:, -1:].clone()  # a view would keep all of the old rows alive
 
-    @property
-    def looks_inside(self) -> bool:  # type: ignore[override]
-        return any(part.looks_inside for part in self.active_parts)
-
     def attention(self, layer: int) -> AttentionOverride | None:
         overrides = [found for part in self.active_parts if (found := part.attention(layer, self)) is not None]
         if len(overrides) > 1:
             raise UnsupportedError(f"two of the combined methods replace the attention of layer {layer}")
         return overrides[0] if overrides else None
+
+    def looks_inside(self, layer: int) -> bool:
+        return any(part.looks_inside(layer, self) for part in self.active_parts)
 
     def after_attention(self, layer: int) -> None:
         for part in self.active_parts:

@@ -343,3 +343,19 @@ def test_the_papers_percentages_are_fastvs_layer_means(printed: str, asked: floa
 @pytest.mark.parametrize(("printed", "asked"), [("25.7", 0.2), ("16.4", 0.1)])
 def test_the_papers_percentages_on_qwen2_vl_to_the_digit(printed: str, asked: float) -> None:
     assert f"{100 * (2 + 26 * asked) / 28:.1f}" == printed
+
+
+def test_only_layers_that_it_looks_inside_run_in_two_steps(prompt: Prompt) -> None:
+    """Nothing is similar here, so it prunes inside layer 0 and later layers run once, as they do untouched."""
+    runs = [0] * 4
+
+    def count(at: int) -> None:
+        runs[at] += 1
+
+    layers = prompt.model.model.language_model.layers
+    hooks = [layer.register_forward_pre_hook(lambda *_, at=at: count(at)) for at, layer in enumerate(layers)]
+    with FrameFusion(retention=0.5, similarity=1.0)(prompt.model), torch.no_grad():
+        prompt.model(**prompt.inputs(), use_cache=True)
+    for hook in hooks:
+        hook.remove()
+    assert runs == [2, 1, 1, 1]
