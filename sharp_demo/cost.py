@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sharp_demo.backbones.published import PUBLISHED
+from sharp_demo.backbones.families import published
 
 TERA = 1e12
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The dimensions of a Qwen2-style decoder that decide its cost."""
+    """The dimensions of a decoder with gated MLPs that decide its cost."""
 
     hidden: int
     intermediate: int
@@ -56,7 +56,9 @@ class ModelShape:
         return self.kv_heads * self.head_dim
 
 
-SHAPES = {name: ModelShape.from_config(model.text) for name, model in PUBLISHED.items()}
+def shape_named(name: str) -> ModelShape:
+    """Return the shape of a published configuration; `ModelError` lists the names."""
+    return ModelShape.from_config(published(name).text)
 
 
 def paper_tflops(

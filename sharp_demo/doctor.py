@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sharp_demo.settings import HUB_MODELS, Settings, environment_with, unknown_variables, upload_folder
+from sharp_demo.backbones.families import hub_models
+from sharp_demo.settings import Settings, environment_with, unknown_variables, upload_folder
 
 PACKAGES = ("torch", "transformers", "gradio", "numpy", "plotly", "pydantic-settings", "safetensors", "accelerate")
 # PyAV also reads the headers of every file, so it is the one decoder that cannot be missed.
@@ -130,7 +131,7 @@ def _models(settings: Settings) -> Iterator[Finding]:
         # A configured model that is not here may still be downloaded when it is first used.
         missing: Literal["warn", "fail"] = "warn" if name == settings.model else "fail"
         yield Finding("models", name, "ok" if here else missing, "found" if here else "not found or incomplete")
-    for name in HUB_MODELS:
+    for name in hub_models():
         cached = is_available(name, settings)
         yield Finding("models", name, "ok", "in the hub cache" if cached else "not cached; downloaded when chosen")
     try:

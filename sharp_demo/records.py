@@ -61,7 +61,7 @@ class ModelInfo:
     """The model that answers. `trained=False` means random weights: say so next to every answer."""
 
     name: str
-    family: str  # "llava-onevision" | "qwen2-vl"
+    family: str  # its name
     trained: bool
     note: str  # its limits in one sentence, shown where the answer stands; empty for real checkpoints
     device: str
@@ -78,7 +78,7 @@ class Layout:
     """Where the visual tokens sit. Token t of frame f is row t // cols, column t % cols.
 
     `timestamps[f]` is the time in seconds of layout frame f. One layout frame covers `frames_per_token`
-    sampled frames (1 for LLaVA-OneVision, 2 for Qwen2-VL's temporal patches).
+    sampled frames (2 where the vision tower merges pairs of frames, else 1).
     """
 
     frames: int

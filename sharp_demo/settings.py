@@ -17,12 +17,6 @@ from sharp_demo.errors import InputError
 ROOT = Path(__file__).resolve().parent.parent
 
 EMBEDDED = ("tiny-llava-onevision", "tiny-qwen2-vl")
-HUB_MODELS = (
-    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
-    "llava-hf/llava-onevision-qwen2-7b-ov-hf",
-    "Qwen/Qwen2-VL-2B-Instruct",
-    "Qwen/Qwen2-VL-7B-Instruct",
-)
 ON_SPACE = "SPACE_ID"  # set by Hugging Face where the app runs as a Space
 # Without these a Python child process may not even start; everything else is withheld from it.
 _START_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "SYSTEMROOT")

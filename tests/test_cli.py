@@ -200,7 +200,7 @@ def test_reference_names_the_cells_that_round_differently(capsys: pytest.Capture
     [
         (["flops", "--retention", "1.5"], "above 0 and at most 1"),
         (["flops", "--retention", "0"], "above 0 and at most 1"),
-        (["flops", "--config", "gpt"], "no configuration named 'gpt'; there are: llava-onevision-0.5b"),
+        (["flops", "--config", "gpt"], "unknown configuration 'gpt'; known are llava-onevision-0.5b"),
         (["flops", "--method", "gpt"], "no method named 'gpt'; the methods are vanilla, fastv"),
         (["flops", "--tokens", "0"], "--tokens"),
         (["flops", "--option", "layer=40"], "prunes before layer 40, but this model has layers 0 to 27"),

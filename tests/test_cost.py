@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sharp_demo.backbones.families import published_models
 from sharp_demo.cost import (
-    SHAPES,
     ModelShape,
     bias_macs,
     bias_setup_macs,
@@ -20,6 +20,7 @@ from sharp_demo.cost import (
     paper_tflops,
     score_macs,
     segment_masked_pairs,
+    shape_named,
 )
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.floors import Random
@@ -32,7 +33,7 @@ from sharp_demo.pruning.schedule import visual_per_layer
 from sharp_demo.pruning.sharp import ShaRP
 
 TABLES = json.loads((Path(__file__).parent / "data/paper_tables.json").read_text())
-OV7B = SHAPES["llava-onevision-7b"]
+OV7B = shape_named("llava-onevision-7b")
 TOY = ModelShape(hidden=4, intermediate=6, layers=2, heads=2, kv_heads=1, head_dim=2, vocab=10)
 
 
@@ -55,21 +56,21 @@ def rows(table: str) -> list:
 @pytest.mark.parametrize(("config", "tokens", "row"), rows("table1"))
 def test_table_1_within_half_a_percent(config: str, tokens: int, row: dict) -> None:
     retention = float(row["retention"].rstrip("%")) / 100
-    ours = paper_tflops(SHAPES[config], per_layer(row["method"], SHAPES[config], tokens, retention))
+    ours = paper_tflops(shape_named(config), per_layer(row["method"], shape_named(config), tokens, retention))
     assert ours == pytest.approx(float(row["tflops"]), rel=0.005)
 
 
 @pytest.mark.parametrize(("config", "tokens", "row"), rows("table2"))
 def test_table_2_within_six_hundredths(config: str, tokens: int, row: dict) -> None:
-    counts = per_layer(row["method"], SHAPES[config], tokens, row["kept"] / tokens)
+    counts = per_layer(row["method"], shape_named(config), tokens, row["kept"] / tokens)
     assert counts[-1] == row["kept"]
-    assert paper_tflops(SHAPES[config], counts) == pytest.approx(float(row["tflops"]), abs=0.06)
+    assert paper_tflops(shape_named(config), counts) == pytest.approx(float(row["tflops"]), abs=0.06)
 
 
 @pytest.mark.parametrize("row", [row for row in PAPER_ROWS if row.method == "pdrop"], ids=lambda row: row.printed)
 def test_pdrop_rows_are_explained_within_three_percent(row: PaperRow) -> None:
     """The paper prints the share after the first cut, not the schedule; ours costs nearly what it prints."""
-    ours = paper_tflops(SHAPES[row.config], per_layer("pdrop", SHAPES[row.config], row.tokens, row.retention))
+    ours = paper_tflops(shape_named(row.config), per_layer("pdrop", shape_named(row.config), row.tokens, row.retention))
     assert ours == pytest.approx(float(row.printed), rel=0.025)
 
 
@@ -81,7 +82,7 @@ def test_pdrop_matches_fastvs_cost_at_the_retentions_of_the_documentation() -> N
         share = matched[row.printed]
         assert share is not None
         assert abs(share - expected[row.printed]) * row.tokens < 1.5  # solved for a real number of tokens
-        cost = paper_tflops(SHAPES[row.config], per_layer("pdrop", SHAPES[row.config], row.tokens, share))
+        cost = paper_tflops(shape_named(row.config), per_layer("pdrop", shape_named(row.config), row.tokens, share))
         assert f"{cost:.{len(row.printed.partition('.')[2])}f}" == {"6.03": "6.04"}.get(row.printed, row.printed)
 
 
@@ -126,7 +127,7 @@ def test_framefusion_costs_what_the_documentation_says(
     config: str, n: int, asked: float, even: float, first: float, matched: float
 ) -> None:
     """At FastV's mean over layers; where nothing merges, layer 0's attention sees all and its MLP what is left."""
-    shape, mean = SHAPES[config], (2 + 26 * asked) / 28
+    shape, mean = shape_named(config), (2 + 26 * asked) / 28
 
     method = FrameFusion(retention=mean)
     counts = method.visual_per_layer(28, n)
@@ -273,7 +274,7 @@ def test_shape_from_a_transformers_config() -> None:
         hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
         vocab_size=152_000,
     )  # fmt: skip
-    assert ModelShape.from_config(config) == SHAPES["llava-onevision-0.5b"]
+    assert ModelShape.from_config(config) == shape_named("llava-onevision-0.5b")
 
 
 def test_paper_rows_are_the_printed_ones() -> None:
@@ -291,10 +292,10 @@ def test_paper_rows_are_the_printed_ones() -> None:
             assert row.retention * row.tokens == pytest.approx(kept)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", published_models())
 def test_published_parameter_counts(name: str) -> None:
     """Decoder weights alone, in billions, without biases and norms: the well-known Qwen2 sizes."""
-    s = SHAPES[name]
+    s = shape_named(name)
     per_layer_weights = s.hidden * (2 * s.query_width + 2 * s.key_width + 3 * s.intermediate)
     tied = name in ("llava-onevision-0.5b", "qwen2-vl-2b")
     total = s.layers * per_layer_weights + s.vocab * s.hidden * (1 if tied else 2)

@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 from huggingface_hub import SpaceHardware
 
-from sharp_demo.cost import SHAPES, exact_tflops, paper_tflops
+from sharp_demo.backbones.families import hub_models
+from sharp_demo.cost import exact_tflops, paper_tflops, shape_named
 from sharp_demo.engine.zerogpu import gpu_seconds
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.framefusion import FrameFusion
@@ -17,7 +18,7 @@ from sharp_demo.pruning.matching import flops_matched_retention
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.registry import METHODS
 from sharp_demo.pruning.sharp import ShaRP
-from sharp_demo.settings import HUB_MODELS, Settings
+from sharp_demo.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,11 +75,11 @@ def test_deployment_page_names_settings_arguments_and_hardware_that_exist() -> N
     for path in re.findall(r"(?:tools|docs|sharp_demo)/[\w./]+\w", page):
         assert (ROOT / path).is_file()
     for model in re.findall(r"\w[\w-]*/[\w.-]+-(?:hf|Instruct)\b", page):
-        assert model in HUB_MODELS
+        assert model in hub_models()
 
 
 def test_deployment_page_gives_the_estimate_of_the_code() -> None:
-    shape = SHAPES["llava-onevision-7b"]
+    shape = shape_named("llava-onevision-7b")
     prefill = exact_tflops(shape, [32 * 196] * shape.layers)
     seconds = gpu_seconds(2 * 8.03e9, frames=32, prefill_tflops=4 * prefill, answer_tokens=2 * 64, timing_s=2)
     assert f"two methods, 64 tokens: {seconds}." in (ROOT / "docs/deploy.md").read_text()
@@ -107,7 +108,7 @@ def test_framefusions_table_on_the_methods_page_is_what_the_code_gives() -> None
         (1, "llava-onevision-7b", 6272, (0.25, 0.2, 0.15, 0.1)),
         (2, "qwen2-vl-7b", 2880, (0.2, 0.1)),
     ):
-        shape = SHAPES[config]
+        shape = shape_named(config)
         for share in shares:
             mean = (2 + 26 * share) / 28
             method = FrameFusion(retention=mean)

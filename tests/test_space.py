@@ -16,7 +16,7 @@ from huggingface_hub import SpaceHardware
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from sharp_demo.settings import HUB_MODELS
+from sharp_demo.backbones.families import hub_models
 from tests.test_supply_chain import pins
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +57,7 @@ def check(card: dict[str, Any], folder: Path) -> None:
     assert card["suggested_hardware"] in {hardware.value for hardware in SpaceHardware}
     assert (folder / card["app_file"]).is_file()
     assert re.fullmatch(r"\d+[mh]", card["startup_duration_timeout"])
-    assert set(card["models"]) == set(HUB_MODELS)
+    assert set(card["models"]) == set(hub_models())
     for line in card.get("preload_from_hub", []):
         # "owner/name [files, comma-separated] [revision]"
         assert re.fullmatch(r"[\w.-]+/[\w.-]+( [^\s,]+(,[^\s,]+)*( [0-9a-f]{40})?)?", line)

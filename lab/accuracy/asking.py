@@ -6,7 +6,7 @@ question; for the others each layer before the prune runs once per question and 
 the plain path; tests compare both.
 
 That takes 3.4 times less processor time than the engine's prefill and decode step on shared features (40 questions of
-tiny-llava-onevision, one thread, what `evaluate` asks by default, the same 5,320 verdicts); without drafts of the
+the first embedded model, one thread, what `evaluate` asks by default, the same 5,320 verdicts); without drafts of the
 answers it takes 2.2 times as long (7 questions). `pytest -m full tests/lab/accuracy/test_asking.py` measures the first.
 """
 
@@ -85,7 +85,7 @@ class Film:
         return self.backbone.processor.prompt(question, frames=self.frames, grid=self.grid)
 
     def black(self, layout: VisualLayout) -> Film:
-        """A black film of the same layout (LLaVA-OneVision's newline kept)."""
+        """A black film of the same layout; text with the video's placeholders is kept."""
         other = copy(self)
         other.features = black_video(self.backbone.model, self.backbone.processor.video, layout, self.features)
         other.start, other.seen = None, {}
@@ -111,15 +111,16 @@ class Asked:
         self.film, self.model = film, backbone.model
         self.tokenizer, self.decode = backbone.processor.tokenizer, backbone.processor.decode
         family = family_of(self.model.config)
+        if film.features.injections:
+            raise UnsupportedError(f"shared asking adds nothing behind layers, which {family.title} needs")
         self.lm = family.text_model(self.model)
         self.layout = visual_layout(self.model.config, prompt["input_ids"], prompt.get("video_grid_thw"))
         ids = prompt["input_ids"].to(self.model.device)
         hidden = self.lm.embed_tokens(ids)
         hidden[ids == family.visual_token_id(self.model.config)] = film.features.features.to(hidden)
         positions = prompt.get("position_ids")
-        # Of M-RoPE's four rows the last three rotate.
-        rows = torch.arange(ids.shape[1])[None] if positions is None else positions[-3:]
-        self.positions = rows.to(hidden.device)
+        rows = torch.arange(ids.shape[1])[None] if positions is None else positions
+        self.positions = family.rotary_positions(rows).to(hidden.device)
         self.rotary: Rotary = self.lm.rotary_emb(hidden, self.positions)
         prefix = tuple(prompt["input_ids"][0].tolist())
         signals = film.features.signals

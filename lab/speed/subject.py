@@ -9,35 +9,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from lab.speed.content import Content, clip_like
-from sharp_demo.backbones.families import Family, family_of, family_of_type, visual_layout
+from sharp_demo.backbones.families import family_of, family_of_type, published
+from sharp_demo.backbones.family import Family
 from sharp_demo.backbones.features import VideoFeatures, model_inputs
 from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.load import Placement, choose_placement, load
-from sharp_demo.backbones.processor import TOKENS_PER_FRAME, Processor, VideoPreprocessor
-from sharp_demo.backbones.published import published
+from sharp_demo.backbones.preprocessing import TOKENS_PER_FRAME
+from sharp_demo.backbones.processor import Processor
 from sharp_demo.backbones.signals import VisionSignals
 from sharp_demo.cost import ModelShape
 from sharp_demo.errors import InputError
 from sharp_demo.settings import Settings
 
 FRAME_SIZE = (360, 640)  # height, width in pixels of the video that is imagined
-DEFAULT_FRAMES = 32
 PREFIX_SHARE = 0.35  # of the text tokens: 14 of 40 stand before the video
 TEXT_IDS = 200  # text is drawn from the first ids: ordinary tokens in every vocabulary
-
-# A tower of the right outline, so that a black frame has features; the language model sees no difference.
-STAND_IN_TOWER = {
-    "llava_onevision": {
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-    },
-    "qwen2_vl": {"depth": 1, "embed_dim": 64, "num_heads": 1},
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +37,7 @@ class Subject:
     """
 
     name: str
-    model: Any
+    model: PreTrainedModel
     processor: Processor
     shape: ModelShape
     placement: Placement
@@ -61,7 +50,7 @@ class Subject:
         return family_of(self.model.config)
 
     def grid(self, sampled: int) -> list[list[int]] | None:
-        """`video_grid_thw` of a video of so many sampled frames; None for LLaVA-OneVision."""
+        """`video_grid_thw` of a video of so many sampled frames; None for families without."""
         return self.processor.video.grid(sampled, *FRAME_SIZE)
 
     @property
@@ -72,13 +61,13 @@ class Subject:
         return family.placeholders(config, step, self.grid(step)) - family.newlines
 
     def frames(self, tokens: int | None) -> int:
-        """Layout frames of a video of `tokens` visual tokens; by default those of 32 sampled frames.
+        """Layout frames of a video of `tokens` visual tokens; by default as many as its family's.
 
         Raises InputError when no whole number of frames has so many tokens.
         """
         step, each = self.family.frames_per_token(self.model.config), self.per_frame
         if tokens is None:
-            return DEFAULT_FRAMES // step
+            return self.family.default_frames // step
         if tokens < each or tokens % each:
             near = max(1, round(tokens / each)) * each
             raise InputError(f"{self.name} has {each} visual tokens a frame, so {tokens} is no whole video; try {near}")
@@ -114,30 +103,26 @@ def build_subject(
 ) -> Subject:
     """Build a config.json's model with random weights; see `random_subject`."""
     values: dict[str, Any] = copy.deepcopy(dict(config))
+    family = family_of_type(values.pop("model_type"))
     text = values.get("text_config", values)
     if layers is not None:
         if not 2 <= layers <= text["num_hidden_layers"]:
             raise InputError(f"layers is {layers}; {name} can be built with 2 to {text['num_hidden_layers']}")
         text["num_hidden_layers"] = layers
     if not vision:
-        values["vision_config"].update(STAND_IN_TOWER[values["model_type"]])
-    family = family_of_type(values.pop("model_type"))
+        # Of the right outline, so that a black frame has features; the language model sees no difference.
+        values["vision_config"].update(family.small_tower)
     values.pop("architectures", None)
     placement = choose_placement(settings)
     parsed = AutoConfig.for_model(family.model_type, **values)
     model = _random_model(parsed, placement, seed)
-    video = VideoPreprocessor.from_values(family.name, _size(parsed), TOKENS_PER_FRAME)
+    video = family.preprocessor.from_values(family.preprocessor_values(parsed), TOKENS_PER_FRAME)
     processor = Processor(tokenizer=None, video=video, config=model.config, chat_template="")
     shape = ModelShape.from_config(model.config.get_text_config())
     return Subject(name, model, processor, shape, placement, False, not vision, notes)
 
 
-def _size(config: Any) -> dict[str, Any]:
-    side = getattr(config.vision_config, "image_size", None)
-    return {} if side is None else {"size": {"height": side, "width": side}}
-
-
-def _random_model(config: Any, placement: Placement, seed: int) -> Any:
+def _random_model(config: PreTrainedConfig, placement: Placement, seed: int) -> PreTrainedModel:
     """Weights are drawn where they will live: a 7B model never passes through host memory."""
     device = torch.device(placement.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
@@ -166,34 +151,37 @@ class Prompt:
     text_tokens: int
 
 
+def _stand_in_ids(text: str) -> list[int]:
+    """Ids for text between frames, one for each word: which words they are does not change what a prefill costs."""
+    return list(range(len(text.split())))
+
+
 def make_prompt(subject: Subject, frames: int, content: Content, text_tokens: int = 40, seed: int = 0) -> Prompt:
     """A prompt of `frames` layout frames of clip-like embeddings and `text_tokens` other tokens.
 
-    LLaVA-OneVision's newline and Qwen2-VL's vision marks are among the text tokens. Raises InputError when these
-    alone are more than `text_tokens`.
+    The family's text in and behind the video is among the text tokens. Raises InputError when it alone is more than
+    `text_tokens`.
     """
     config, family, model = subject.model.config, subject.family, subject.model
     sampled = frames * family.frames_per_token(config)
     grid = subject.grid(sampled)
-    placeholders = family.placeholders(config, sampled, grid)
-    prefix = round(PREFIX_SHARE * text_tokens)
-    suffix = text_tokens - prefix - family.newlines
+    video = family.video_ids(config, _stand_in_ids, sampled, grid)
+    visual = family.placeholders(config, sampled, grid) - family.newlines
+    prefix, inside = round(PREFIX_SHARE * text_tokens), len(video) - visual
+    suffix = text_tokens - prefix - inside
     if prefix < 1 or suffix < 2:
-        raise InputError(f"text_tokens is {text_tokens}; it must be at least 5")
+        raise InputError(f"text_tokens is {text_tokens}; it must be at least {5 + inside}")
     generator = torch.Generator().manual_seed(seed)
     before, after = (torch.randint(TEXT_IDS, (count,), generator=generator) for count in (prefix, suffix))
-    if grid is not None:
-        before[-1], after[0] = config.vision_start_token_id, config.vision_end_token_id
-    video = torch.full((placeholders,), family.visual_token_id(config))
-    ids = torch.cat((before, video, after))[None]
+    ids = torch.cat((before, torch.tensor(video), after))[None]
     tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     tokens |= family.prompt_inputs(config, ids, None if grid is None else torch.tensor(grid))
-    layout = visual_layout(config, ids, tokens.get("video_grid_thw"))
+    layout = family.layout(config, ids, tokens.get("video_grid_thw"))
     rows = clip_like(content, layout.frames, layout.rows * layout.cols, subject.shape.hidden, seed)
     rows = torch.cat((rows, torch.randn(family.newlines, rows.shape[1], generator=generator)))
     features: Tensor = rows.to(model.device, model.dtype)
     # What methods that read the vision tower choose by costs the same whatever its values are.
     received = torch.rand(len(layout), generator=generator).to(model.device)
     signals = VisionSignals(received, features[: len(layout), : subject.shape.head_dim].float())
-    inputs = model_inputs(tokens, VideoFeatures(features, tokens.get("video_grid_thw"), layout.frames, signals))
+    inputs = model_inputs(tokens, VideoFeatures(features, layout.frames, family, signals))
     return Prompt(inputs, layout, text_tokens)

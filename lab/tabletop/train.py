@@ -31,7 +31,7 @@ from lab.world.recipe import Stage
 from lab.world.score import hidden_states, tables
 from lab.world.train import Optimizers, Training, falling_rate, rounded, stage_rate, versions
 from lab.world.vision import NOISE, patch_features, token_former, tower_parameters, visual_tokens
-from sharp_demo.backbones.families import family_of, family_of_type
+from sharp_demo.backbones.families import FAMILIES, family_named, family_of
 from sharp_demo.backbones.processor import Processor
 from sharp_demo.backbones.tiny import write_checkpoint
 from sharp_demo.errors import InputError
@@ -43,7 +43,7 @@ NOTE = (
 SHIPPED_AT = 0.9  # exact match on validation clips from which a kind of question is shipped
 LOG_EVERY = 25
 TOKENS = 1536
-FAMILY = "llava-onevision"
+FAMILY = FAMILIES[0].name
 
 
 def train(
@@ -77,7 +77,7 @@ def train(
             raise InputError(f"{missing} of {len(wanted)} files of {split} are not in {clips}; run lab.tabletop.cache")
     run = Training(FAMILY, seed, recipe, work, torch.device("cpu"))
     blank = write_checkpoint(work / "blank", FAMILY, recipe.shape, seed=seed, sentences=corpus())
-    model_class = getattr(transformers, family_of_type(FAMILY.replace("-", "_")).model_class)
+    model_class = getattr(transformers, family_named(FAMILY).model_class)
     run.model = model_class.from_pretrained(blank, dtype=torch.float32, attn_implementation="sdpa")
     run.processor = Processor.from_pretrained(blank)
     state: dict[str, Any] = {"phase": "tower", "step": 0}

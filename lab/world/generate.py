@@ -46,7 +46,7 @@ def clip_questions(seed: int, split: Split, per_kind: int = 1) -> list[Question]
 def make_clip(
     seed: int, split: Split = "heldout", size: int = MODEL_SIDE, frames: int = INTERVALS, per_kind: int = 1
 ) -> SyntheticClip:
-    """Clip number `seed` of a split, at `size` pixels a side and `frames` (16, or 32 for Qwen2-VL) sampled frames.
+    """Clip number `seed` of a split, at `size` pixels a side and `frames` (16 or 32) sampled frames.
 
     The frames are the very film frames that sampling `render_video`'s file at bin centres gives, before compression.
     """

@@ -9,6 +9,7 @@ from typing import Any
 
 from lab.world.questions import DESCRIPTIONS, GIST_KINDS, HARD_KINDS, NEEDLE_KINDS
 from lab.world.recipe import Recipe
+from sharp_demo.backbones.families import family_named
 
 VISION = ("tower", "tokens")  # stages whose accuracy is by label, not by kind of question
 
@@ -36,7 +37,7 @@ decoding step shows whether the evidence survived the pruning; the rest of the s
 ## Recipe
 $tower_steps steps of $tower_images pictures for the vision tower alone, naming background, shape, colour and letter of
 every patch; then frozen. $pool_clips training clips pass through it once, and their scenes are recombined into new
-clips. In $token_steps steps the projector (Qwen2-VL: the merger) learns to keep the same labels in a visual token; from
+clips. In $token_steps steps projector or merger learns to keep the same labels in a visual token; from
 random weights the language model learned to find objects by their colour and shape, but not to say them. The language
 model then goes through these stages, many questions about a clip packed in one row:
 
@@ -71,17 +72,27 @@ $kinds
 """)
 
 
-def write_card(folder: Path, family: str, recipe: Recipe, log: Sequence[dict[str, Any]], *, parameters: int) -> None:
-    """Write README.md into a trained checkpoint's folder; every number comes from `log`, the rest from the recipe."""
+def write_card(
+    folder: Path,
+    family: str,
+    recipe: Recipe,
+    log: Sequence[dict[str, Any]],
+    *,
+    parameters: int,
+    frames_per_token: int,
+) -> None:
+    """Write README.md into a trained checkpoint's folder; every number comes from `log`, the rest from the recipe.
+
+    `frames_per_token` is the number of sampled frames that one layout frame covers.
+    """
     start = next(row for row in log if row.get("event") == "start")
     validation = next(row for row in log if row.get("event") == "validation")
     heldout = next(row for row in log if row.get("event") == "heldout")
     shipped = set(validation["shipped_kinds"])
-    qwen = family == "qwen2-vl"
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     fields = start | {
         "family": family,
-        "class": "Qwen2-VL" if qwen else "LLaVA-OneVision",
+        "class": family_named(family).title,
         "parameters": f"{parameters / 1e6:.2f} M",
         "megabytes": f"{size / 1e6:.1f}",
         "totals": "\n".join(
@@ -91,8 +102,8 @@ def write_card(folder: Path, family: str, recipe: Recipe, log: Sequence[dict[str
                 _totals("validation clips, shipped kinds", validation["shipped"]),
             )
         ),
-        "frames": 32 if qwen else 16,
-        "per_frame": "a temporal patch of two sampled frames" if qwen else "a sampled frame",
+        "frames": 16 * frames_per_token,
+        "per_frame": "a sampled frame" if frames_per_token == 1 else f"{frames_per_token} sampled frames",
         **{key: getattr(recipe, key) for key in ("tower_steps", "tower_images", "pool_clips", "token_steps")},
         **{key: getattr(recipe, key) for key in ("muon", "tower_muon", "adam")},
         "stages": "\n".join(

@@ -8,7 +8,7 @@ from lab.world.generate import clip_questions
 from lab.world.questions import HARD_KINDS, KINDS
 from sharp_demo.backbones.tiny import SENTENCES, TinyShape
 
-# 7 x 7 tokens a frame: 112 pixels in patches of 8, pooled (LLaVA-OneVision) or merged (Qwen2-VL) 2 x 2.
+# 7 x 7 tokens a frame: 112 pixels in patches of 8, pooled or merged 2 x 2.
 SHAPE = TinyShape(
     width=160,
     mlp=320,

@@ -26,7 +26,7 @@ class Question:
     word : that word as it stands in `answer`, e.g. "Red" in "Red is its color.".
     kind : "bg_of", "color_in" ... ; see questions.KINDS.
     evidence_frames : (first, last) interval that holds evidence, both inclusive. Intervals are the layout frames of
-        both embedded models: one sampled frame of LLaVA-OneVision (16 frames), one temporal patch of Qwen2-VL (32).
+        both embedded models: one sampled frame, or a temporal patch of two.
     evidence_cells : (interval, row, col) of every token without which the answer is unknown; empty where any
         background token of the right scene will do.
     position : third of the clip in which the evidence lies; "all" where it is spread over the clip.
@@ -52,7 +52,7 @@ class SyntheticClip:
     Attributes
     ----------
     seed, split : what it was made from.
-    frames : uint8 [T, H, W, 3]; T = 16, or 32 for Qwen2-VL (two frames an interval).
+    frames : uint8 [T, H, W, 3]; T = 16, or 32 with two frames an interval.
     questions : about this clip, several kinds, in random order.
     scenes : [first, end) of each scene in intervals.
     things : every cell that holds a thing.

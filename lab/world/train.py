@@ -1,4 +1,4 @@
-"""Train an embedded model: `python -m lab.world.train --backbone llava-onevision`.
+"""Train an embedded model: `python -m lab.world.train --backbone FAMILY`.
 
 Tower alone, its features cached, the tokens formed of them, then the language model from few tokens to all. Every
 step draws its data from (seed, stage, step), so a resumed run equals an uninterrupted one bit for bit on the same
@@ -41,7 +41,7 @@ from lab.world.vision import (
     tower_parameters,
     visual_tokens,
 )
-from sharp_demo.backbones.families import family_of, family_of_type
+from sharp_demo.backbones.families import FAMILIES, family_named, family_of
 from sharp_demo.backbones.processor import Processor
 from sharp_demo.backbones.tiny import write_checkpoint
 
@@ -132,7 +132,7 @@ def train(
 
     Parameters
     ----------
-    family : "llava-onevision" or "qwen2-vl".
+    family : name of one of `FAMILIES`.
     work : folder for the run's checkpoints and its feature pool.
     resume : go on from `work` if it holds a checkpoint.
     stop_after : leave after this many language-model steps, as an interrupted run would.
@@ -141,7 +141,7 @@ def train(
     work.mkdir(parents=True, exist_ok=True)
     run = Training(family, seed, recipe, work, torch.device(device))
     blank = write_checkpoint(work / "blank", family, recipe.shape, seed=seed, sentences=corpus(recipe.corpus_clips))
-    model_class = getattr(transformers, family_of_type(family.replace("-", "_")).model_class)
+    model_class = getattr(transformers, family_named(family).model_class)
     run.model = model_class.from_pretrained(blank, dtype=torch.float32, attn_implementation="sdpa").to(run.device)
     run.processor = Processor.from_pretrained(blank)
     state: dict[str, Any] = {"phase": "tower", "step": 0}
@@ -339,7 +339,8 @@ def _finish(run: Training, out: Path) -> None:
     run.say({"event": "validation", "shipped_kinds": kinds, "shipped": tables(validation, kinds), **tables(validation)})
     run.say({"event": "heldout", "shipped": tables(heldout, kinds), "all": tables(heldout)})
     parameters = sum(p.numel() for p in saved.parameters())
-    write_card(folder, run.family, recipe, run.log, parameters=parameters)
+    step = per_interval(run.model.config)
+    write_card(folder, run.family, recipe, run.log, parameters=parameters, frames_per_token=step)
 
 
 def versions() -> dict[str, Any]:
@@ -363,7 +364,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    backbone: Annotated[str, typer.Option(help="llava-onevision or qwen2-vl")],
+    backbone: Annotated[str, typer.Option(help=f"one of {', '.join(family.name for family in FAMILIES)}")],
     seed: Annotated[int, typer.Option(help="decides weights, clips and order")] = 0,
     out: Annotated[Path | None, typer.Option(help="checkpoint folder; default assets/models/tiny-BACKBONE")] = None,
     log: Annotated[
@@ -374,8 +375,8 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
     """Train an embedded model on synthetic clips and write its checkpoint, model card and log."""
-    if backbone not in ("llava-onevision", "qwen2-vl"):
-        raise typer.BadParameter(f"unknown backbone {backbone!r}; it must be llava-onevision or qwen2-vl")
+    if backbone not in (names := [family.name for family in FAMILIES]):
+        raise typer.BadParameter(f"unknown backbone {backbone!r}; it must be one of {', '.join(names)}")
     if threads:
         torch.set_num_threads(threads)
     if device == "auto":

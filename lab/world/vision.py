@@ -2,7 +2,7 @@
 
 A tower is trained alone to name what every patch shows, then frozen: the language model's training never runs it
 again. Between the two lies the same cut in both families: patch features [..., 4, d] of one visual token, which the
-projector (LLaVA-OneVision) or the merger (Qwen2-VL) turns into that token.
+projector or the merger turns into that token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lab.world.generate import MODEL_SIDE, resize
 from lab.world.records import GRID
 from lab.world.scene import BACKGROUNDS, COLORS, DIRECTIONS, LETTERS, SHAPES, Scene, make_scene
 from sharp_demo.backbones.families import family_of
-from sharp_demo.backbones.processor import VideoPreprocessor
+from sharp_demo.backbones.preprocessing import VideoPreprocessor
 
 CELLS = GRID * GRID
 # What a patch can show, one head each; class 0 of all but the background is "nothing of the kind".
@@ -35,7 +35,7 @@ NOISE = 4.0  # grey levels: compression of the films must not surprise the tower
 
 
 def per_interval(config: Any) -> int:
-    """Sampled frames of one half-second interval: one layout frame of either family."""
+    """Sampled frames of one half-second interval: one layout frame of every family."""
     return family_of(config).frames_per_token(config)
 
 

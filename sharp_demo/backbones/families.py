@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sharp_demo.backbones.family import Family
 from sharp_demo.backbones.llava_onevision import LlavaOnevision
+from sharp_demo.backbones.published import PublishedModel
 from sharp_demo.backbones.qwen2_vl import Qwen2VL
 from sharp_demo.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
     from sharp_demo.backbones.layout import VisualLayout
 
 FAMILIES: tuple[Family, ...] = (LlavaOnevision(), Qwen2VL())
 
 
-def family_of(config: Any) -> Family:
+def family_of(config: PreTrainedConfig) -> Family:
     """Return the family of a checkpoint's config; `ModelError` names the supported ones."""
     return family_of_type(getattr(config, "model_type", None))
 
 
-def family_of_type(model_type: Any) -> Family:
+def family_of_type(model_type: str | None) -> Family:
     """Return the family of a config's `model_type`; `ModelError` names the supported ones."""
     for family in FAMILIES:
         if family.model_type == model_type:
@@ -39,6 +41,24 @@ def family_named(name: str) -> Family:
     raise ModelError(f"unknown family {name!r}; known are {', '.join(family.name for family in FAMILIES)}")
 
 
-def visual_layout(config: Any, input_ids: Tensor, video_grid_thw: Tensor | None = None) -> VisualLayout:
+def published_models() -> dict[str, PublishedModel]:
+    """Return the published checkpoints of all families by their short names."""
+    return {model.name: model for family in FAMILIES for model in family.published}
+
+
+def published(name: str) -> PublishedModel:
+    """Return a published checkpoint by its short name; `ModelError` lists the names."""
+    known = published_models()
+    if name not in known:
+        raise ModelError(f"unknown configuration {name!r}; known are {', '.join(known)}")
+    return known[name]
+
+
+def hub_models() -> tuple[str, ...]:
+    """Return the hub ids of the published checkpoints."""
+    return tuple(model.hub for model in published_models().values())
+
+
+def visual_layout(config: PreTrainedConfig, input_ids: Tensor, video_grid_thw: Tensor | None = None) -> VisualLayout:
     """Find the visual tokens of the one video in a prompt; see `Family.layout`."""
     return family_of(config).layout(config, input_ids, video_grid_thw)

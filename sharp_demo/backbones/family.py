@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sharp_demo.backbones.preprocessing import Grid, VideoPreprocessor
+from sharp_demo.backbones.published import PublishedModel
 from sharp_demo.errors import ModelError
+from sharp_demo.lazy import LazyModule
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from sharp_demo.backbones.layout import VisualLayout
 
     # (model, attention module, its input, its keyword arguments) -> attention received [N], keys [N, head_dim]
-    SignalReader = Callable[[Any, Any, Tensor, Mapping[str, Any]], tuple[Tensor, Tensor]]
-
-Grid = Sequence[Sequence[int]]  # video_grid_thw: one [t, h, w] in patches per video
+    SignalReader = Callable[[PreTrainedModel, nn.Module, Tensor, Mapping[str, Any]], tuple[Tensor, Tensor]]
+else:
+    torch = LazyModule("torch")
 
 
 @dataclass(frozen=True)
 class TinyShape:
-    """Widths and depths of a small model; `cells` bounds the merged tokens of a Qwen2-VL frame."""
+    """Widths and depths of a small model; `cells` bounds the tokens of a frame that keeps its aspect."""
 
     width: int = 64
     mlp: int = 128
@@ -42,6 +46,22 @@ class TinyShape:
     initializer_range: float = 0.15
 
 
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What the vision tower makes of a video.
+
+    Attributes
+    ----------
+    features : [n, d] in prompt order, newlines included.
+    frames : number of layout frames.
+    injections : for each of the first decoder layers, [N, d] to add to the visual rows behind it; mostly none.
+    """
+
+    features: Tensor
+    frames: int
+    injections: tuple[Tensor, ...] = field(default=(), kw_only=True)
+
+
 class Family(ABC):
     """One model family: a subclass in a module of its own holds all that is known of it.
 
@@ -50,48 +70,69 @@ class Family(ABC):
     name, title : the name in commands and records, and the one for people.
     model_type : of the checkpoint's config.
     model_class : transformers' class.
-    video_processor : transformers' video processor class.
+    preprocessor : frames to pixels.
+    published : checkpoints on the hub, the smallest first.
+    default_frames : sampled frames where nobody says how many.
+    features_key : what `mm_encoder_outputs` calls the features of a video.
+    injection_arguments : keyword arguments of the decoder that carry what `injections` reads.
     newlines : the last placeholders, which carry the video's token id but are text.
+    text_between : there is text between the frames (`video_ids` writes it).
     renumbers : positions may be renumbered once tokens are gone.
     merge_similarity, merge_queries : FrameFusion's threshold, and the last text queries that it scores by.
     chat_template, special_tokens : of small checkpoints.
+    small_tower : values of `vision_config` for a tower of one narrow layer, where only the decoder matters.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     model_type: ClassVar[str]
     model_class: ClassVar[str]
-    video_processor: ClassVar[str]
+    preprocessor: ClassVar[type[VideoPreprocessor]]
+    published: ClassVar[tuple[PublishedModel, ...]] = ()
+    default_frames: ClassVar[int] = 32
+    features_key: ClassVar[str] = "video"
+    injection_arguments: ClassVar[tuple[str, ...]] = ()
     newlines: ClassVar[int] = 0
+    text_between: ClassVar[bool] = False
     renumbers: ClassVar[bool] = True
     merge_similarity: ClassVar[float]
     merge_queries: ClassVar[int]
     chat_template: ClassVar[str]
     special_tokens: ClassVar[tuple[str, ...]]
+    small_tower: ClassVar[Mapping[str, int]]
 
     # --- the prompt
 
-    def visual_token_id(self, config: Any) -> int:
+    def visual_token_id(self, config: PreTrainedConfig) -> int:
         """Return the id of the placeholders that the vision features replace."""
         return int(config.video_token_id)
 
-    def placeholder_ids(self, config: Any) -> list[int]:
+    def placeholder_ids(self, config: PreTrainedConfig) -> list[int]:
         """Return every id that stands for pixels; an answer must hold none."""
         return [int(config.video_token_id), int(config.image_token_id)]
 
     @abstractmethod
-    def frames_per_token(self, config: Any) -> int:
+    def frames_per_token(self, config: PreTrainedConfig) -> int:
         """Return the number of sampled frames that one layout frame covers."""
 
     @abstractmethod
-    def shape(self, config: Any, placeholders: int, grid: Grid | None) -> tuple[int, int, int]:
+    def shape(self, config: PreTrainedConfig, placeholders: int, grid: Grid | None) -> tuple[int, int, int]:
         """Return (frames, rows, cols) of the visual tokens; `ModelError` when they are not one video."""
 
     @abstractmethod
-    def placeholders(self, config: Any, frames: int, grid: Grid | None = None) -> int:
+    def placeholders(self, config: PreTrainedConfig, frames: int, grid: Grid | None = None) -> int:
         """Return the number of placeholder ids, newlines included, that `frames` sampled frames need."""
 
-    def layout(self, config: Any, input_ids: Tensor, video_grid_thw: Tensor | None = None) -> VisualLayout:
+    def video_ids(
+        self, config: PreTrainedConfig, encode: Callable[[str], list[int]], frames: int, grid: Grid | None = None
+    ) -> list[int]:
+        """Return the ids of `frames` sampled frames in a prompt: placeholders, and the text between frames if any.
+
+        `encode` turns text into ids without special tokens.
+        """
+        return [self.visual_token_id(config)] * self.placeholders(config, frames, grid)
+
+    def layout(self, config: PreTrainedConfig, input_ids: Tensor, video_grid_thw: Tensor | None = None) -> VisualLayout:
         """Find the visual tokens of the one video in a prompt.
 
         Parameters
@@ -111,9 +152,10 @@ class Family(ABC):
         if input_ids.ndim == 2 and input_ids.shape[0] != 1:
             raise ModelError(f"the batch has {input_ids.shape[0]} prompts; one prompt at a time is supported")
         ids = input_ids.reshape(-1)
-        if bool((ids == config.image_token_id).any()):
+        visual = self.visual_token_id(config)
+        if any(bool((ids == other).any()) for other in self.placeholder_ids(config) if other != visual):
             raise ModelError("the prompt holds image placeholders; only a single video is supported")
-        found = (ids == self.visual_token_id(config)).nonzero().reshape(-1)
+        found = (ids == visual).nonzero().reshape(-1)
         if not found.numel():
             raise ModelError("the prompt holds no video")
         grid = None if video_grid_thw is None else video_grid_thw.reshape(-1, 3).tolist()
@@ -127,13 +169,14 @@ class Family(ABC):
             length=ids.numel(),
         )
 
-    def place(self, config: Any, found: Tensor, grid: Grid | None) -> tuple[Tensor, tuple[int, int, int]]:
+    def place(self, config: PreTrainedConfig, found: Tensor, grid: Grid | None) -> tuple[Tensor, tuple[int, int, int]]:
         """Return the ascending prompt rows of the visual tokens, [N], and (frames, rows, cols).
 
-        `found` are the rows of all placeholders. They are one block here; a family with text between its frames has
-        a run per frame. Raises `ModelError` when they are not one video.
+        `found` are the rows of all placeholders: one block, or a block per frame with `text_between`. Raises
+        `ModelError` when they are not one video.
         """
-        if int(found[-1]) - int(found[0]) + 1 != found.numel():
+        gaps = (found.diff() > 1).nonzero().reshape(-1) + 1  # placeholders before each stretch of text
+        if gaps.numel() and not self.text_between:
             raise ModelError("the prompt's video placeholders are interrupted by text; exactly one video is supported")
         frames, rows, cols = self.shape(config, found.numel(), grid)
         visual = found.numel() - self.newlines
@@ -141,16 +184,18 @@ class Family(ABC):
             raise ModelError(
                 f"the prompt has {visual} video placeholders but the video has {frames} x {rows} x {cols} tokens"
             )
+        if bool((gaps % (rows * cols)).any()):
+            raise ModelError(f"text interrupts the {rows * cols} video placeholders of a frame")
         return found[:visual], (frames, rows, cols)
 
-    def prompt_inputs(self, config: Any, input_ids: Tensor, grid: Tensor | None) -> dict[str, Tensor]:
+    def prompt_inputs(self, config: PreTrainedConfig, input_ids: Tensor, grid: Tensor | None) -> dict[str, Tensor]:
         """Return what `forward` needs of a prompt in addition to ids and mask; nothing by default."""
         return {}
 
     # --- positions
 
     def positions(
-        self, config: Any, input_ids: Tensor, grid: Tensor | None, seconds_per_grid: float | None = None
+        self, config: PreTrainedConfig, input_ids: Tensor, grid: Tensor | None, seconds_per_grid: float | None = None
     ) -> Tensor | None:
         """Return the position ids of a prompt by the rule of the released weights; None for 0..n-1.
 
@@ -158,7 +203,7 @@ class Family(ABC):
         """
         return None
 
-    def grid_of_positions(self, config: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor | None:
+    def grid_of_positions(self, config: PreTrainedConfig, input_ids: Tensor, position_ids: Tensor) -> Tensor | None:
         """Read `video_grid_thw` [1, 3] back from positions [3 or 4, 1, n]; None where there is no grid."""
         return None
 
@@ -168,6 +213,13 @@ class Family(ABC):
 
     # --- the decoder
 
+    def injections(self, arguments: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return what this prompt adds to the visual rows behind the first decoder layers, [N, d] for each; or none.
+
+        `arguments` are the keyword arguments of the decoder, see `injection_arguments`.
+        """
+        return ()
+
     def text_model(self, model: PreTrainedModel) -> nn.Module:
         """Return the decoder: a module with `layers`, `norm`, `rotary_emb` and `embed_tokens`."""
         return model.model.language_model
@@ -175,17 +227,18 @@ class Family(ABC):
     # --- vision
 
     @abstractmethod
-    def encode(self, model: PreTrainedModel, pixels: Mapping[str, Tensor], chunk_frames: int) -> tuple[Tensor, int]:
-        """Return the features [n, d] in prompt order, newlines included, and the number of layout frames.
+    def encode(self, model: PreTrainedModel, pixels: Mapping[str, Tensor], chunk_frames: int) -> Encoded:
+        """Run the vision tower and the projector, over `chunk_frames` sampled frames at a time."""
 
-        The tower runs over `chunk_frames` sampled frames at a time.
-        """
+    def encoder_output(self, encoded: Encoded) -> dict[str, Any]:
+        """Return the fields of the encoder's output in which the model looks for the features of one video."""
+        return {"pooler_output": (encoded.features,)}
 
     @abstractmethod
     def tower(self, model: PreTrainedModel) -> nn.Module:
         """Return the vision tower."""
 
-    def signals_refusal(self, config: Any) -> str | None:
+    def signals_refusal(self, config: PreTrainedConfig) -> str | None:
         """Return why this checkpoint's tower cannot be read, or None."""
         return None
 
@@ -210,6 +263,10 @@ class Family(ABC):
         """Turn patch features [N, 4, d] into visual tokens [N, width], as the model does."""
 
     # --- small checkpoints
+
+    def preprocessor_values(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """Return what a preprocessor file must say for a checkpoint of this config; the rest are class defaults."""
+        return {}
 
     @abstractmethod
     def tiny_config(self, shape: TinyShape, ids: Mapping[str, int], vocab_size: int) -> dict[str, Any]:

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from sharp_demo.backbones.family import Family, Grid, TinyShape, tiny_text_config
+from sharp_demo.backbones.family import Encoded, Family, TinyShape, tiny_text_config
+from sharp_demo.backbones.preprocessing import Grid, VideoPreprocessor
+from sharp_demo.backbones.published import QWEN2_0_5B, QWEN2_7B, PublishedModel
 from sharp_demo.errors import ModelError
+from sharp_demo.lazy import LazyModule
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from sharp_demo.backbones.family import SignalReader
+    from sharp_demo.backbones.layout import VisualLayout
+else:
+    torch = LazyModule("torch")
 
+SIGLIP_SO400M = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }} "
@@ -25,6 +43,57 @@ CHAT_TEMPLATE = (
 )
 
 
+def published_config(text: dict[str, int], vocab_size: int, tied: bool) -> dict[str, Any]:
+    """Return config.json of a hub repository."""
+    return {
+        "architectures": ["LlavaOnevisionForConditionalGeneration"],
+        "model_type": "llava_onevision",
+        "image_token_index": 151646,
+        "video_token_index": 151647,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "vision_aspect_ratio": "anyres_max_9",
+        "tie_word_embeddings": tied,
+        "vision_config": SIGLIP_SO400M,
+        "text_config": {
+            "model_type": "qwen2",
+            **text,
+            "vocab_size": vocab_size,
+            "max_position_embeddings": 32768,
+            "rope_theta": 1_000_000.0,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": tied,
+        },
+    }
+
+
+@dataclass(frozen=True)
+class LlavaOnevisionVideo(VideoPreprocessor):
+    """Every frame to `size`, (height, width) in pixels, whatever its aspect. Pixels are [1, T, 3, height, width]."""
+
+    official = "LlavaOnevisionVideoProcessor"
+    defaults: ClassVar[Mapping[str, Any]] = {"size": {"height": 384, "width": 384}}
+
+    size: tuple[int, int]
+
+    @classmethod
+    def own_values(cls, values: Mapping[str, Any], tokens_per_frame: int | None) -> dict[str, Any]:
+        size = dict(values["size"])
+        if not {"height", "width"} <= size.keys():
+            raise ModelError(f"preprocessor: size needs height and width, not {sorted(size)}")
+        return {"size": (size["height"], size["width"])}
+
+    def resized(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        return self.size
+
+    def arrange(self, x: Tensor) -> dict[str, Tensor]:
+        return {"pixel_values_videos": x[None]}
+
+    def black_frame(self, layout: VisualLayout) -> Tensor:
+        return torch.zeros(1, 3, *self.size, dtype=torch.uint8)
+
+
 class LlavaOnevision(Family):
     """LLaVA-OneVision with a Qwen2 decoder."""
 
@@ -32,17 +101,37 @@ class LlavaOnevision(Family):
     title = "LLaVA-OneVision"
     model_type = "llava_onevision"
     model_class = "LlavaOnevisionForConditionalGeneration"
-    video_processor = "LlavaOnevisionVideoProcessor"
+    preprocessor = LlavaOnevisionVideo
+    published = (  # sizes follow from the configurations and agree with the published 0.9B and 8.03B
+        PublishedModel(
+            "llava-onevision-0.5b",
+            "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+            published_config(QWEN2_0_5B, 152_000, tied=True),
+            893_675_552,
+        ),
+        PublishedModel(
+            "llava-onevision-7b",
+            "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+            published_config(QWEN2_7B, 152_128, tied=False),
+            8_030_807_584,
+        ),
+    )
     newlines = 1
     merge_similarity = 0.6
     merge_queries = 1
     chat_template = CHAT_TEMPLATE
     special_tokens = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
+    small_tower: ClassVar[Mapping[str, int]] = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
 
-    def frames_per_token(self, config: Any) -> int:
+    def frames_per_token(self, config: PreTrainedConfig) -> int:
         return 1
 
-    def shape(self, config: Any, placeholders: int, grid: Grid | None) -> tuple[int, int, int]:
+    def shape(self, config: PreTrainedConfig, placeholders: int, grid: Grid | None) -> tuple[int, int, int]:
         side = pooled_side(config)
         frames, rest = divmod(placeholders - self.newlines, side * side)
         if rest or frames < 1:
@@ -52,12 +141,10 @@ class LlavaOnevision(Family):
             )
         return frames, side, side
 
-    def placeholders(self, config: Any, frames: int, grid: Grid | None = None) -> int:
+    def placeholders(self, config: PreTrainedConfig, frames: int, grid: Grid | None = None) -> int:
         return frames * pooled_side(config) ** 2 + self.newlines
 
-    def encode(self, model: PreTrainedModel, pixels: Mapping[str, Tensor], chunk_frames: int) -> tuple[Tensor, int]:
-        import torch
-
+    def encode(self, model: PreTrainedModel, pixels: Mapping[str, Tensor], chunk_frames: int) -> Encoded:
         values = pixels["pixel_values_videos"].to(model.device, model.dtype)
         frames = values.shape[1]
         step = max(1, chunk_frames)
@@ -68,12 +155,15 @@ class LlavaOnevision(Family):
             for start in range(0, frames, step)
         ]
         newline = parts[0][-self.newlines :]
-        return torch.cat([part[: -self.newlines] for part in parts] + [newline]), frames
+        return Encoded(torch.cat([part[: -self.newlines] for part in parts] + [newline]), frames)
+
+    def encoder_output(self, encoded: Encoded) -> dict[str, Any]:
+        return {"pooler_output": encoded.features[None]}  # a batch of videos
 
     def tower(self, model: PreTrainedModel) -> nn.Module:
         return model.model.vision_tower
 
-    def signals_refusal(self, config: Any) -> str | None:
+    def signals_refusal(self, config: PreTrainedConfig) -> str | None:
         if isinstance(config.vision_feature_layer, int) and config.vision_feature_select_strategy == "full":
             return None
         return (
@@ -103,6 +193,10 @@ class LlavaOnevision(Family):
 
     def form_tokens(self, model: PreTrainedModel, patches: Tensor) -> Tensor:
         return model.model.multi_modal_projector(patches).mean(1)
+
+    def preprocessor_values(self, config: PreTrainedConfig) -> dict[str, Any]:
+        side = config.vision_config.image_size
+        return {"size": {"height": side, "width": side}}
 
     def tiny_config(self, shape: TinyShape, ids: Mapping[str, int], vocab_size: int) -> dict[str, Any]:
         return {
@@ -153,14 +247,14 @@ class LlavaOnevision(Family):
         }
 
 
-def pooled_side(config: Any) -> int:
+def pooled_side(config: PreTrainedConfig) -> int:
     """Return the tokens along one side of a frame: the patch grid after 2x2 pooling, rounded up."""
     return math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
 
 
-def _read(model: Any, attention: Any, hidden: Tensor, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    import torch
-
+def _read(
+    model: PreTrainedModel, attention: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
     from sharp_demo.backbones.received import attention_received
 
     shape = (*hidden.shape[:-1], attention.num_heads, attention.head_dim)

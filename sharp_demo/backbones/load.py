@@ -11,25 +11,24 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
-from sharp_demo.backbones.families import family_of, family_of_type
+from sharp_demo.backbones.families import FAMILIES, family_of, family_of_type, hub_models
 from sharp_demo.backbones.files import one_line, read_json
 from sharp_demo.backbones.processor import Processor
 from sharp_demo.backbones.tiny import CARD
 from sharp_demo.errors import ModelError
 from sharp_demo.records import ModelInfo
-from sharp_demo.settings import EMBEDDED, HUB_MODELS, Settings, read_settings
+from sharp_demo.settings import EMBEDDED, Settings, read_settings
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_FRAMES = 32
 HUB_FILES = ("*.json", "*.jinja", "*.txt", "*.safetensors")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_TIMEOUT_S = 3.0  # of a question to the hub, looking up its name included
@@ -45,7 +44,7 @@ class Backbone:
 
     name: str
     family: str
-    model: Any
+    model: PreTrainedModel
     processor: Processor
     info: ModelInfo
     default_frames: int
@@ -97,7 +96,8 @@ def load(name: str, settings: Settings | None = None) -> Backbone:
         "%s on %s in %s (%s), attention %s (%s)",
         *(name, info.device, info.dtype, info.device_reason, info.attention_backend, info.attention_reason),
     )
-    return Backbone(name, family.name, model, processor, info, int(card.get("default_frames", DEFAULT_FRAMES)), folder)
+    frames = int(card.get("default_frames", family.default_frames))
+    return Backbone(name, family.name, model, processor, info, frames, folder)
 
 
 def is_available(name: str, settings: Settings) -> bool:
@@ -112,13 +112,13 @@ def is_available(name: str, settings: Settings) -> bool:
 def default_model(settings: Settings) -> str:
     """The model to start with when the request names none.
 
-    `settings.model_name` if set; on a CUDA host the 7B (or, with less than 22 GB, the 0.5B) LLaVA-OneVision if it is
-    cached or the hub can be reached; else the first embedded model.
+    `settings.model_name` if set; on a CUDA host the first family's largest published model (with less than 22 GB its
+    smallest) if it is cached or the hub can be reached; else the first embedded model.
     """
     if settings.model_name:
         return settings.model_name
     if settings.device in ("auto", "cuda") and torch.cuda.is_available():
-        small, large = HUB_MODELS[:2]
+        small, *_, large = (model.hub for model in FAMILIES[0].published)
         wanted = large if torch.cuda.get_device_properties(0).total_memory >= LARGE_GPU_BYTES else small
         for name in dict.fromkeys((wanted, small)):
             if is_available(name, settings):
@@ -200,7 +200,7 @@ def _local_folder(name: str, settings: Settings) -> Path | None:
             f"{name} is not in {settings.assets / 'models'}: set SHARP_ASSETS to the assets folder of a checkout, "
             "which an installed package lacks"
         )
-    options = ", ".join((*settings.embedded, *HUB_MODELS))
+    options = ", ".join((*settings.embedded, *hub_models()))
     raise ModelError(f"unknown model {name!r}: give one of {options}, another hub id (owner/name) or a folder")
 
 
@@ -319,7 +319,7 @@ def _flash_obstacle(device: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _load_model(folder: Path, config: Any, placement: Placement) -> Any:
+def _load_model(folder: Path, config: PreTrainedConfig, placement: Placement) -> PreTrainedModel:
     model_class = getattr(transformers, family_of(config).model_class)
     # Straight onto the GPU: a 7B model never has to fit into host memory.
     device_map = None if placement.device == "cpu" else {"": placement.device}

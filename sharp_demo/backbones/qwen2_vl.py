@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from sharp_demo.backbones.family import Family, Grid, TinyShape, tiny_text_config
+from sharp_demo.backbones.family import Encoded, Family, TinyShape, tiny_text_config
+from sharp_demo.backbones.preprocessing import CLIP_MEAN, CLIP_STD, Grid, VideoPreprocessor
+from sharp_demo.backbones.published import QWEN2_1_5B, QWEN2_7B, PublishedModel
 from sharp_demo.errors import ModelError
+from sharp_demo.lazy import LazyModule
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from sharp_demo.backbones.family import SignalReader
+    from sharp_demo.backbones.layout import VisualLayout
+else:
+    torch = LazyModule("torch")
 
 VIDEO_TYPE = 2  # mm_token_type_ids: 0 text, 1 image, 2 video
 
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+QWEN2_VIT = {
+    "model_type": "qwen2_vl",
+    "depth": 32,
+    "embed_dim": 1280,
+    "num_heads": 16,
+    "mlp_ratio": 4,
+    "in_chans": 3,
+    "patch_size": 14,
+    "spatial_patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -33,6 +50,132 @@ CHAT_TEMPLATE = (
 )
 
 
+def published_config(text: dict[str, int], vocab_size: int, tied: bool) -> dict[str, Any]:
+    """Return config.json of a hub repository."""
+    return {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "model_type": "qwen2_vl",
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "vision_token_id": 151654,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "hidden_act": "silu",
+        **text,
+        "vocab_size": vocab_size,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1_000_000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "rms_norm_eps": 1e-6,
+        "use_sliding_window": False,
+        "tie_word_embeddings": tied,
+        "vision_config": {**QWEN2_VIT, "hidden_size": text["hidden_size"]},
+    }
+
+
+@dataclass(frozen=True)
+class Qwen2VLVideo(VideoPreprocessor):
+    """Frames keep their aspect and are cut into patches.
+
+    Pixels are one row per patch, [t * h * w, 3 * temporal_patch_size * patch_size ** 2], with `video_grid_thw` [1, 3].
+
+    Attributes
+    ----------
+    min_pixels, max_pixels : bounds of one resized frame, in pixels.
+    patch_size, temporal_patch_size, merge_size : pixels, frames, and patches along one side of a token.
+    cap_pixels_per_frame, max_video_tokens : transformers' optional bound on the whole video.
+    tokens_per_frame : bound on the merged tokens of a temporal patch, on top of `max_pixels`; None for no bound.
+    """
+
+    official = "Qwen2VLVideoProcessor"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768},
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "cap_pixels_per_frame": False,
+        "max_video_tokens": 128_000,
+    }
+
+    min_pixels: int
+    max_pixels: int
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    cap_pixels_per_frame: bool
+    max_video_tokens: int
+    tokens_per_frame: int | None
+
+    @classmethod
+    def own_values(cls, values: Mapping[str, Any], tokens_per_frame: int | None) -> dict[str, Any]:
+        size = dict(values["size"])
+        lowest = values.get("min_pixels", size.get("shortest_edge", size.get("min_pixels")))
+        highest = values.get("max_pixels", size.get("longest_edge", size.get("max_pixels")))
+        if lowest is None or highest is None:
+            raise ModelError(f"preprocessor: size needs shortest_edge and longest_edge, not {sorted(size)}")
+        copied = {key: values[key] for key in cls.defaults if key != "size"}
+        return {"min_pixels": lowest, "max_pixels": highest, "tokens_per_frame": tokens_per_frame, **copied}
+
+    @property
+    def cell(self) -> int:
+        """Pixels along one side of a merged token."""
+        return self.patch_size * self.merge_size
+
+    def resized(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        """Return height and width in pixels to which `frames` frames of the given size are resized.
+
+        With `tokens_per_frame` it is the largest size, by the checkpoint's own rule, whose frame has at most that
+        many tokens: 640 x 360 becomes 504 x 280, 18 x 10 = 180 tokens per temporal patch.
+        """
+        bound = self.max_pixels
+        if self.cap_pixels_per_frame:
+            total = int(self.max_video_tokens * self.cell**2 * 0.9)
+            bound = max(min(bound, total * self.temporal_patch_size // frames), int(self.min_pixels * 1.05))
+        best = self._fit(height, width, bound)
+        limit = self.tokens_per_frame
+        if limit is None or self._tokens(best) <= limit:
+            return best
+        # Both sides are rounded down to whole tokens, so the bound that fills the limit lies above the limit itself.
+        sizes = (self._fit(height, width, cells * self.cell**2) for cells in range(2 * limit, 0, -1))
+        fitting = next((size for size in sizes if self._tokens(size) <= limit), None)
+        if fitting is None:
+            raise ModelError(f"a {width} x {height} frame does not fit into {limit} tokens")
+        return fitting
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        high, wide = self.resized(frames, height, width)
+        return [[-(-frames // self.temporal_patch_size), high // self.patch_size, wide // self.patch_size]]
+
+    def arrange(self, x: Tensor) -> dict[str, Tensor]:
+        # One row per patch, and the patches of one merged token side by side: the order the vision tower merges in.
+        step, side, merge = self.temporal_patch_size, self.patch_size, self.merge_size
+        missing = -len(x) % step
+        x = torch.cat((x, x[-1:].expand(missing, -1, -1, -1)))
+        t, h, w = len(x) // step, x.shape[2] // side, x.shape[3] // side
+        x = x.view(t, step, 3, h // merge, merge, side, w // merge, merge, side)
+        x = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # [t, h/m, w/m, m, m, rgb, step, side, side]
+        patches = x.reshape(t * h * w, 3 * step * side * side)
+        return {"pixel_values_videos": patches, "video_grid_thw": torch.tensor([[t, h, w]])}
+
+    def black_frame(self, layout: VisualLayout) -> Tensor:
+        size = (layout.rows * self.cell, layout.cols * self.cell)
+        return torch.zeros(self.temporal_patch_size, 3, *size, dtype=torch.uint8)
+
+    def _tokens(self, size: tuple[int, int]) -> int:
+        return size[0] * size[1] // self.cell**2
+
+    def _fit(self, height: int, width: int, max_pixels: int) -> tuple[int, int]:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        try:
+            size: tuple[int, int] = smart_resize(height, width, self.cell, min(self.min_pixels, max_pixels), max_pixels)
+        except ValueError as error:
+            raise ModelError(f"a {width} x {height} video cannot be resized for this model: {error}") from None
+        return size
+
+
 class Qwen2VL(Family):
     """Qwen2-VL."""
 
@@ -40,7 +183,21 @@ class Qwen2VL(Family):
     title = "Qwen2-VL"
     model_type = "qwen2_vl"
     model_class = "Qwen2VLForConditionalGeneration"
-    video_processor = "Qwen2VLVideoProcessor"
+    preprocessor = Qwen2VLVideo
+    published = (  # sizes are those of the repositories' safetensors metadata
+        PublishedModel(
+            "qwen2-vl-2b",
+            "Qwen/Qwen2-VL-2B-Instruct",
+            published_config(QWEN2_1_5B, 151_936, tied=True),
+            2_208_985_600,
+        ),
+        PublishedModel(
+            "qwen2-vl-7b",
+            "Qwen/Qwen2-VL-7B-Instruct",
+            published_config(QWEN2_7B, 152_064, tied=False),
+            8_291_375_616,
+        ),
+    )
     renumbers = False
     merge_similarity = 0.5
     merge_queries = 4
@@ -50,11 +207,12 @@ class Qwen2VL(Family):
         *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>"),
         *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
     )
+    small_tower: ClassVar[Mapping[str, int]] = {"depth": 1, "embed_dim": 64, "num_heads": 1}
 
-    def frames_per_token(self, config: Any) -> int:
+    def frames_per_token(self, config: PreTrainedConfig) -> int:
         return int(config.vision_config.temporal_patch_size)
 
-    def shape(self, config: Any, placeholders: int, grid: Grid | None) -> tuple[int, int, int]:
+    def shape(self, config: PreTrainedConfig, placeholders: int, grid: Grid | None) -> tuple[int, int, int]:
         if grid is None:
             raise ModelError(f"video_grid_thw is missing: without it the layout of a {self.title} video is unknown")
         if len(grid) != 1:
@@ -63,11 +221,11 @@ class Qwen2VL(Family):
         t, h, w = (int(side) for side in grid[0])
         return t, h // merge, w // merge
 
-    def placeholders(self, config: Any, frames: int, grid: Grid | None = None) -> int:
+    def placeholders(self, config: PreTrainedConfig, frames: int, grid: Grid | None = None) -> int:
         frames, rows, cols = self.shape(config, 0, grid)
         return frames * rows * cols
 
-    def prompt_inputs(self, config: Any, input_ids: Tensor, grid: Tensor | None) -> dict[str, Tensor]:
+    def prompt_inputs(self, config: PreTrainedConfig, input_ids: Tensor, grid: Tensor | None) -> dict[str, Tensor]:
         if grid is None:
             raise ModelError(f"video_grid_thw is missing: without it the layout of a {self.title} video is unknown")
         return {
@@ -77,7 +235,7 @@ class Qwen2VL(Family):
         }
 
     def positions(
-        self, config: Any, input_ids: Tensor, grid: Tensor | None, seconds_per_grid: float | None = None
+        self, config: PreTrainedConfig, input_ids: Tensor, grid: Tensor | None, seconds_per_grid: float | None = None
     ) -> Tensor:
         """Positions of a prompt with one video, for prefill and for every later turn of the same conversation.
 
@@ -97,8 +255,6 @@ class Qwen2VL(Family):
         The text after the video starts at max(all positions) + 1, as in the code released with the weights
         (transformers up to 4.5x); transformers 5.23 leaves the time axis out of that maximum.
         """
-        import torch
-
         layout = self.layout(config, input_ids, grid)
         start, visual, length = int(layout.index[0]), len(layout), layout.length
         device = layout.index.device
@@ -109,15 +265,13 @@ class Qwen2VL(Family):
         rotary = torch.cat((prefix, video, suffix), dim=1)
         return torch.cat((torch.arange(length, device=device)[None], rotary))[:, None]
 
-    def grid_of_positions(self, config: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor | None:
+    def grid_of_positions(self, config: PreTrainedConfig, input_ids: Tensor, position_ids: Tensor) -> Tensor | None:
         """Read `video_grid_thw` [1, 3] back from the positions [3 or 4, 1, n] of a prompt with one video.
 
         `generate` runs the vision tower itself and keeps the grid from the language model; the positions still hold
         it. Positions that are not multimodal give a grid that does not match the placeholders, which
         `layout` refuses.
         """
-        import torch
-
         if position_ids.ndim != 3:
             return None
         visual = position_ids[-3:, 0, (input_ids.reshape(-1) == config.video_token_id).to(position_ids.device)]
@@ -130,9 +284,7 @@ class Qwen2VL(Family):
             return position_ids[None].expand(3, -1, -1)
         return position_ids[-3:]  # generate() puts a row of text positions in front
 
-    def encode(self, model: PreTrainedModel, pixels: Mapping[str, Tensor], chunk_frames: int) -> tuple[Tensor, int]:
-        import torch
-
+    def encode(self, model: PreTrainedModel, pixels: Mapping[str, Tensor], chunk_frames: int) -> Encoded:
         values = pixels["pixel_values_videos"].to(model.device, model.dtype)
         frames, high, wide = pixels["video_grid_thw"][0].tolist()
         step = max(1, chunk_frames // self.frames_per_token(model.config))
@@ -143,7 +295,7 @@ class Qwen2VL(Family):
             grid = torch.tensor([[count, high, wide]], device=model.device)
             seen = model.get_video_features(pixel_values_videos=patches, video_grid_thw=grid, return_dict=True)
             parts.append(seen.pooler_output[0])
-        return torch.cat(parts), frames
+        return Encoded(torch.cat(parts), frames)
 
     def tower(self, model: PreTrainedModel) -> nn.Module:
         return model.model.visual
@@ -209,8 +361,9 @@ class Qwen2VL(Family):
         return {"processor_class": "Qwen2VLProcessor"}
 
 
-def _read(model: Any, attention: Any, hidden: Tensor, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    import torch
+def _read(
+    model: PreTrainedModel, attention: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
     from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
     from sharp_demo.backbones.received import attention_received

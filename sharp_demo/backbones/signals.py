@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from sharp_demo.backbones.families import family_of
 from sharp_demo.errors import UnsupportedError
@@ -55,7 +57,7 @@ class VisionTap:
 
 
 @contextmanager
-def tapped(model: Any) -> Iterator[VisionTap]:
+def tapped(model: PreTrainedModel) -> Iterator[VisionTap]:
     """Watch the attention of the tower layer that feeds the projector; nothing about the pass itself changes.
 
     The one layer's attention is computed a second time, a frame at a time, so no backend has to return weights.
@@ -74,7 +76,7 @@ def tapped(model: Any) -> Iterator[VisionTap]:
             tap.parts.append(read(model, module, hidden, kwargs))
         tap.ms += watch.ms()["signals"]
 
-    def label(tower: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def label(tower: nn.Module, args: tuple[Any, ...], output: BaseModelOutput) -> None:
         # `generate` encodes pixels before it calls the model, and hands on this very output.
         output.signals = VisionSignals(*tap.parts[-1], tap.ms)
 
@@ -86,6 +88,6 @@ def tapped(model: Any) -> Iterator[VisionTap]:
             hook.remove()
 
 
-def signals_refusal(model: Any) -> str | None:
+def signals_refusal(model: PreTrainedModel) -> str | None:
     """Why this checkpoint's tower cannot be read, or None."""
     return family_of(model.config).signals_refusal(model.config)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import AddedToken, pre_tokenizers, trainers
-from transformers import AutoConfig, Qwen2Tokenizer
+from transformers import AutoConfig, PreTrainedModel, Qwen2Tokenizer
 
 from sharp_demo.backbones.families import family_named
 from sharp_demo.backbones.family import Family, TinyShape
@@ -88,7 +88,7 @@ def write_checkpoint(
     return folder
 
 
-def train_tokenizer(special_tokens: tuple[str, ...], merges: int, sentences: str = SENTENCES) -> Any:
+def train_tokenizer(special_tokens: tuple[str, ...], merges: int, sentences: str = SENTENCES) -> Qwen2Tokenizer:
     """A byte-level BPE tokenizer of the Qwen2 class: 256 bytes, `merges` merges, then `special_tokens`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
@@ -108,7 +108,7 @@ def train_tokenizer(special_tokens: tuple[str, ...], merges: int, sentences: str
     return tokenizer
 
 
-def _random_model(family: Family, config: dict[str, Any], seed: int) -> Any:
+def _random_model(family: Family, config: dict[str, Any], seed: int) -> PreTrainedModel:
     model_class = getattr(transformers, family.model_class)
     values = {key: value for key, value in config.items() if key not in ("architectures", "torch_dtype")}
     parsed = AutoConfig.for_model(**copy.deepcopy(values))  # it writes into nested dictionaries

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from sharp_demo.backbones.families import published_models
 from sharp_demo.cli.options import Match, parse_option
 from sharp_demo.cli.text import stdout, table_of
 from sharp_demo.errors import InputError, MethodError
+from sharp_demo.pruning.matching import PAPER_ROWS, flops_matched_retention, paper_flops_matched
 from sharp_demo.pruning.registry import list_methods
 
 if TYPE_CHECKING:
@@ -21,9 +23,7 @@ if TYPE_CHECKING:
 
 
 def flops(
-    config: Annotated[
-        str, typer.Option(help="llava-onevision-0.5b, llava-onevision-7b, qwen2-vl-2b or qwen2-vl-7b")
-    ] = ("llava-onevision-7b"),
+    config: Annotated[str, typer.Option(help=f"one of {', '.join(published_models())}")] = PAPER_ROWS[0].config,
     tokens: Annotated[int, typer.Option(min=1, help="visual tokens of the video")] = 6272,
     method: Annotated[str, typer.Option(help=f"one of {', '.join(list_methods())}")] = "sharp",
     retention: Annotated[float, typer.Option(help="share of visual tokens to keep, in (0, 1]")] = 0.2,
@@ -40,14 +40,12 @@ def flops(
     if reference:
         _print_reference()
         return
-    from sharp_demo.cost import SHAPES, paper_tflops
-    from sharp_demo.pruning.matching import flops_matched_retention
+    from sharp_demo.cost import paper_tflops, shape_named
 
-    if config not in SHAPES:
-        raise InputError(f"no configuration named {config!r}; there are: {', '.join(SHAPES)}")
+    shape = shape_named(config)
     if not 0 < retention <= 1:
         raise InputError(f"the retention is {retention:g}; it must be above 0 and at most 1")
-    shape, options = SHAPES[config], dict(parse_option(text) for text in option or ())
+    options = dict(parse_option(text) for text in option or ())
     frames = _frames(options.pop("frames", 1), tokens)
     made = _costed(method, retention, options)
     if match is Match.flops and made.active:
@@ -116,8 +114,7 @@ def _runs(per_layer: list[int]) -> str:
 
 
 def _print_reference() -> None:
-    from sharp_demo.cost import SHAPES, paper_tflops
-    from sharp_demo.pruning.matching import PAPER_ROWS, paper_flops_matched
+    from sharp_demo.cost import paper_tflops, shape_named
     from sharp_demo.pruning.registry import method_schedule
     from sharp_demo.pruning.schedule import visual_per_layer
 
@@ -125,7 +122,7 @@ def _print_reference() -> None:
         "table", "method", "kept", "printed", "ours", "difference", "rounds to the printed figure", "FLOPs-matched"
     )
     for row in PAPER_ROWS:
-        shape = SHAPES[row.config]
+        shape = shape_named(row.config)
         stages = method_schedule(row.method, row.retention, row.tokens, shape.layers)
         ours, printed = paper_tflops(shape, visual_per_layer(shape.layers, row.tokens, stages)), float(row.printed)
         rounded = f"{ours:.{len(row.printed.partition('.')[2])}f}"

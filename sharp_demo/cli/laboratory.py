@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sharp_demo.backbones.families import published_models
 from sharp_demo.cli.options import Match, check_output
 from sharp_demo.errors import InputError
 
@@ -83,9 +84,7 @@ def evaluate(
 def prefill(
     config: Annotated[
         str | None,
-        typer.Option(
-            help="llava-onevision-0.5b, llava-onevision-7b, qwen2-vl-2b or qwen2-vl-7b, built with random weights"
-        ),
+        typer.Option(help=f"one of {', '.join(published_models())}, built with random weights"),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="a checkpoint instead: an embedded model's name, a hub id, or a local folder")

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 import torch
 
 from sharp_demo import strings
+from sharp_demo.backbones.families import hub_models
 from sharp_demo.backbones.load import default_model, load
 from sharp_demo.engine.answering import Answered, run_job
 from sharp_demo.engine.attention import attention_maps
@@ -38,7 +39,7 @@ from sharp_demo.records import (
     Request,
     Started,
 )
-from sharp_demo.settings import HUB_MODELS, Settings
+from sharp_demo.settings import Settings
 from sharp_demo.video import VideoInfo
 
 FORGET_WAIT_S = 1.0
@@ -69,7 +70,7 @@ class Engine:
     def models(self) -> list[str]:
         """Return names for a menu: the configured model, the embedded ones that are there, and the hub allow-list."""
         configured = [self.settings.model_name] if self.settings.model_name else []
-        return list(dict.fromkeys([*configured, *self.settings.embedded, *HUB_MODELS]))
+        return list(dict.fromkeys([*configured, *self.settings.embedded, *hub_models()]))
 
     @property
     def default_model(self) -> str:

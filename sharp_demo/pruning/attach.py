@@ -7,7 +7,7 @@ kept, one mask serves each run of equally long layers, and every hook point of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from threading import Lock, local
@@ -99,7 +99,7 @@ class _Runtime:
         first_turn = cache is None or int(cache.get_seq_length()) == 0
         if ids.shape[1] == 1 or not bool((ids == self.family.visual_token_id(self.config)).any()):
             if active and first_turn and ids.shape[1] > 1:
-                images = bool((ids == self.config.image_token_id).any())
+                images = any(bool((ids == other).any()) for other in self.family.placeholder_ids(self.config))
                 self.run.skip("The prompt holds images and no video" if images else "The prompt holds no video")
             return
         self._thread.seen = self._see_video(ids, kwargs, first_turn)
@@ -125,7 +125,7 @@ class _Runtime:
             raise UnsupportedError("pruning scores with the prompt's last token: text must follow the video")
         if self.tap is not None:
             self.tap.clear()
-        signals = getattr((kwargs.get("mm_encoder_outputs") or {}).get("video"), "signals", None)
+        signals = getattr((kwargs.get("mm_encoder_outputs") or {}).get(self.family.features_key), "signals", None)
         return _Seen(layout, tuple(first.tolist()), None if positions is None else positions.cpu(), signals)
 
     @torch.compiler.disable
@@ -162,12 +162,15 @@ class _Runtime:
             )
         cache = DynamicCache(config=lm.config) if cache is None else cache
         hidden = lm.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        _refuse_unsupported(attention_mask, cache, lm.config.use_cache if use_cache is None else use_cache, kwargs)
+        caches = lm.config.use_cache if use_cache is None else use_cache
+        honoured = (*ALLOWED, *self.family.injection_arguments) if prune else ALLOWED
+        _refuse_unsupported(attention_mask, cache, caches, kwargs, honoured)
         positions = self._positions(position_ids, hidden, cache)
         collected: list[Tensor] | None = [] if kwargs.get("output_hidden_states") else None
         rows: LayerPass
         if prune and seen is not None:
             with self._prefilling:
+                self.context.injections = self.family.injections(kwargs)
                 rows = self._prefill(lm, seen, hidden, positions, cache, collected)
         else:
             rows = RenumberedPass(lm, hidden, positions, note.renumbered)
@@ -211,7 +214,9 @@ def _lengths(cache: Cache) -> set[int]:
     return {int(layer.get_seq_length()) for layer in cache.layers}
 
 
-def _refuse_unsupported(attention_mask: Any, cache: Cache, use_cache: bool, kwargs: Mapping[str, Any]) -> None:
+def _refuse_unsupported(
+    attention_mask: Any, cache: Cache, use_cache: bool, kwargs: Mapping[str, Any], honoured: Sequence[str]
+) -> None:
     plain = attention_mask is None or (
         isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 and bool(attention_mask.all())
     )
@@ -226,7 +231,7 @@ def _refuse_unsupported(attention_mask: Any, cache: Cache, use_cache: bool, kwar
     if kwargs.get("output_attentions"):
         raise UnsupportedError("output_attentions is not available while tokens are pruned: read run.scores instead")
     for name, value in kwargs.items():
-        if name not in ALLOWED and value is not None and value is not False:
+        if name not in honoured and value is not None and value is not False:
             raise UnsupportedError(f"{name}= means nothing to the pruned pass, so it is refused: leave it out")
 
 
@@ -238,8 +243,8 @@ def attached(
 
     Parameters
     ----------
-    model : LlavaOnevisionForConditionalGeneration or Qwen2VLForConditionalGeneration, unmodified. One that
-        torch.compile made runs uncompiled inside the block: tokens are dropped where the graph has fixed lengths.
+    model : transformers' model of a supported family, unmodified. One that torch.compile made runs uncompiled inside
+        the block: tokens are dropped where the graph has fixed lengths.
     processor : the checkpoint's processor (ours or transformers'); needed by methods that make a black video.
     bias_cache : where black-video biases live beyond this block; without one each block makes its own.
 

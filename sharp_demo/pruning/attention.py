@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
-from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb, rotate_half
 from transformers.utils import is_flash_attn_2_available
 
 Rotary = tuple[Tensor, Tensor]  # cos, sin, each [B, n, head_dim]
@@ -30,7 +29,8 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     rotary : cos and sin of the same n rows, each [B, n, head_dim].
     """
     cos, sin = (part.unsqueeze(1) for part in rotary)
-    return x * cos + rotate_half(x) * sin
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
 
 
 def project_keys(self_attn: nn.Module, x: Tensor, rotary: Rotary | None) -> Tensor:
@@ -254,7 +254,7 @@ def segment_masked(
     """
     shape = (*x.shape[:2], -1, self_attn.head_dim)
     q, k, v = (proj(x).view(shape).transpose(1, 2) for proj in (self_attn.q_proj, self_attn.k_proj, self_attn.v_proj))
-    q, k = apply_rotary_pos_emb(q, k, *rotary)
+    q, k = rotate(q, rotary), rotate(k, rotary)
     if cache is not None:
         k, v = cache.update(k, v, self_attn.layer_idx)
     backend = self_attn.config._attn_implementation

@@ -28,8 +28,8 @@ class EVS(Method):
     budget is one for the whole video and exact, so a scene cut takes most of it.
 
     Deviations: the kept count is round(retention * N), in vLLM it is floored. vLLM never keeps less than one frame;
-    a retention below that is refused here. Positions are renumbered for LLaVA-OneVision, where a shorter prompt is
-    an ordinary one, and stay as they are for Qwen2-VL.
+    a retention below that is refused here. Positions are renumbered where they have one axis and a shorter
+    prompt is an ordinary one; with M-RoPE they stay as they are.
     """
 
     name = "evs"

@@ -83,12 +83,13 @@ class FrameFusion(Method):
     the residual stream). Tokens at or above `similarity` go into the token before them: a run of them and its head
     become their plain mean at the head's place. The first call comes before layer 0, the next ones after the
     attention of layer 0, 1, ...; a call that merges less than `ratio_lower_bound` of the tokens is the last one, and
-    the next layer prunes: by the attention that its last queries pay (mean over heads and queries; one query, four
-    on Qwen2-VL) it keeps as many tokens as bring the mean over all layers to `retention`. If merging alone can reach
-    that, only the most similar tokens merge and nothing is pruned. Survivors keep their positions.
+    the next layer prunes: by the attention that its last queries pay (mean over heads and queries; their
+    number is the family's `merge_queries`) it keeps as many tokens as bring the mean over all layers to `retention`.
+    If merging alone can reach that, only the most similar tokens merge and nothing is pruned. Survivors keep their
+    positions.
 
-    Deviations: the depth is the model's, not 28; means are taken in fp32 and run lengths are integers; the four
-    queries of Qwen2-VL are causal; LLaVA-OneVision's newline is text (there is no official adapter for it). Where
+    Deviations: the depth is the model's, not 28; means are taken in fp32 and run lengths are integers; several
+    queries are causal; a newline behind the video is text (there is no official adapter for models with one). Where
     another merge would leave less than a token for each later layer, the call prunes instead of failing.
     """
 
@@ -104,7 +105,7 @@ class FrameFusion(Method):
     color = "#4F9E3F"
 
     similarity: float = knob(
-        0.0, "S_th: cosine from which a token merges; 0: 0.6 for LLaVA-OneVision, 0.5 for Qwen2-VL", low=0.0, high=1.0
+        0.0, "S_th: cosine from which a token merges; 0: the official value for the model's family", low=0.0, high=1.0
     )
     ratio_lower_bound: float = knob(0.1, "a call that merges a smaller share is the last one", low=0.0, high=1.0)
 

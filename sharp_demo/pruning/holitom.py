@@ -157,9 +157,9 @@ class HoliTom(Method):
 
     Deviations: survivors stay in the layout's order (the official code puts a segment's static tokens first).
     Scoring leaves the model as it is; the official code lets the scoring layer attend non-causally during the
-    prefill, which is a side effect of asking it for its attention and not reproduced here. LLaVA-OneVision's newline
-    token is text and is never dropped. Layer 18 is that of 28 layers; models of another depth use the same
-    share. There is no official Qwen2-VL version: a frame is a temporal patch, survivors keep their own
+    prefill, which is a side effect of asking it for its attention and not reproduced here. A newline
+    behind the video is text and is never dropped. Layer 18 is that of 28 layers; models of another depth use the same
+    share. There is no official version for M-RoPE: a frame is a temporal patch, survivors keep their own
     three coordinates, a static token those of the first frame of its segment.
     """
 

@@ -46,6 +46,10 @@ class LayerPass:
     def after_layer(self, layer: int) -> None:
         """Called after the MLP residual of `layer`."""
 
+    def add(self, rows: Tensor, values: Tensor) -> None:
+        """Add values [v, d] to the rows [v] of every prompt."""
+        self.hidden = self.hidden.index_add(1, rows, values.to(self.hidden).expand(len(self.hidden), -1, -1))
+
 
 class RenumberedPass(LayerPass):
     """Tokens after a prefill that renumbered: from each of its stages on, positions lag behind by what is gone."""

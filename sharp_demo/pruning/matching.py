@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sharp_demo.cost import SHAPES, ModelShape, paper_tflops
+from sharp_demo.cost import ModelShape, paper_tflops, shape_named
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.registry import make_method
@@ -93,4 +93,6 @@ def paper_flops_matched(row: PaperRow) -> float | None:
     retention = next((other.retention for other in fastv if other.method == "fastv"), None)
     if retention is None:
         return None
-    return flops_matched_retention(make_method(row.method, row.retention), SHAPES[row.config], row.tokens, retention)
+    return flops_matched_retention(
+        make_method(row.method, row.retention), shape_named(row.config), row.tokens, retention
+    )

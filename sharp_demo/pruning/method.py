@@ -39,8 +39,7 @@ GROUPS = {
 
 
 REINDEX = (
-    "LLaVA-OneVision: renumber the positions of what is left, as the original does; off, and always on Qwen2-VL, "
-    "tokens keep their own"
+    "renumber the positions of what is left, as the original does; off, and always with M-RoPE, tokens keep their own"
 )
 
 

@@ -48,7 +48,7 @@ class Selection:
     hidden : [k, d] rows to go on with in place of the tokens' own (merging); None leaves them as they are.
     merged_into : [v] LongTensor, for each token that was averaged into another the index of that other, else -1.
     compact : number the positions of what is left 0, 1, 2, ... from here on, also for the tokens to come; the
-        default keeps the original positions. Not defined for M-RoPE (Qwen2-VL), where it is refused.
+        default keeps the original positions. Not defined for M-RoPE, where it is refused.
     """
 
     kept: Tensor

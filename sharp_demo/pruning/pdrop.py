@@ -53,7 +53,8 @@ class PDrop(Method):
     32). It can never cost as little as the ShaRP paper's rows, whose schedule is not published; the default cuts are
     the ones that explain its TFLOPs best (docs/methods.md). The official code renumbers the positions of what is
     left after every cut (`reindex_positions`); here they stay by default, since renumbering is not defined for
-    Qwen2-VL. The official code projects and masks all tokens to score them; one row of attention is the same score.
+    positions with several axes. The official code projects and masks all tokens to score them; one row of attention
+    is the same score.
     `retention=1` switches the method off whatever `decay` says.
     """
 
@@ -75,7 +76,7 @@ class PDrop(Method):
         costs=True,
     )
     reindex_positions: bool = knob(
-        False, "renumber the positions of what is left after every cut, as the official code does; not for Qwen2-VL"
+        False, "renumber the positions of what is left after every cut, as the official code does; not with M-RoPE"
     )
 
     def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from sharp_demo.pruning.method import Method
 
 
-Injection = Callable[[int, Tensor], Tensor | None]
-"""(decoder layer that has run, slots [v]) -> [v, d] to add to the rows of these visual tokens, or None."""
-
-
 @dataclass
 class PromptContext:
     """What a method may need besides the running prefill: the model, its processor, and a place for cached biases."""
@@ -37,7 +33,7 @@ class PromptContext:
     prompt_ids: tuple[int, ...] = ()
     positions: Tensor | None = None  # of the prompt, on the CPU, when the caller passed position ids
     signals: VisionSignals | None = None  # of the prompt's video, when the method reads them
-    inject: Injection | None = None  # what the family adds to the visual rows behind some layers
+    injections: Sequence[Tensor] = ()  # [N, d] that the family adds to the visual rows behind each of the first layers
 
     @property
     def family(self) -> Family:
@@ -109,9 +105,8 @@ class Prefill(LayerPass):
             self._apply(part.after_attention(layer, self), first_layer=layer + 1, first_mlp=layer)
 
     def after_layer(self, layer: int) -> None:
-        added = None if self.context.inject is None else self.context.inject(layer, self.slots)
-        if added is not None:
-            self.hidden = self.hidden.index_add(1, self.rows, added.to(self.hidden).expand(len(self.hidden), -1, -1))
+        if layer < len(self.context.injections):
+            self.add(self.rows, self.context.injections[layer][self.slots])
 
     def finish(self) -> None:
         """Called when all layers ran."""

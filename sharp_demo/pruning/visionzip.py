@@ -63,16 +63,16 @@ class VisionZip(Method):
     """Frame by frame keep the tokens that the vision tower attends to most, and average the others into a few.
 
     Of the k = round(retention * P) tokens that a frame of P keeps, 54 in 64 are *dominant*: they receive most
-    attention in the tower layer that feeds the projector (mean over heads and queries; neither tower has a class
+    attention in the tower layer that feeds the projector (mean over heads and queries; no tower here has a class
     token). Of the rest every step-th is a *contextual* target; each other token goes to the target whose key (mean
     over heads, no rotation) is most similar, and a target becomes itself plus the mean of its tokens. That is a sum
     of two vectors, not a mean of all, as in the official code. The language model sees a shorter ordinary sequence:
-    positions are renumbered, except with M-RoPE (Qwen2-VL), where survivors keep their own.
+    positions are renumbered, except with M-RoPE, where survivors keep their own.
 
     Deviations: the survivors of a frame stay in the layout's order, the official code puts contextual tokens after
     dominant ones. The video form, per frame and after the projector's pooling, follows HoliTom's port, which its
-    authors offer for that; there is none for Qwen2-VL, where the same is done per temporal patch on means over each
-    2 x 2 merge group, after the merger.
+    authors offer for that; there is none for models that merge frames into temporal patches, where the same is
+    done per temporal patch on means over each merge group, after the merger.
     """
 
     name = "visionzip"

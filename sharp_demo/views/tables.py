@@ -14,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from sharp_demo import strings
-from sharp_demo.cost import SHAPES
+from sharp_demo.backbones.families import published_models
 from sharp_demo.views.benchmark import Measured
 from sharp_demo.views.colors import method_color
 from sharp_demo.views.figures import styled
@@ -38,7 +38,8 @@ def pack_tables(ablations: Iterable[Mapping[str, Any]], prefills: Iterable[Mappi
     speed: list[dict[str, Any]] = []
     for document in prefills:
         setup = document["setup"]
-        whole = SHAPES[setup["config"]].layers if setup["config"] in SHAPES else setup["layers"]
+        known = published_models().get(setup["config"])
+        whole = setup["layers"] if known is None else known.text["num_hidden_layers"]
         if setup["layers"] < whole or (setup["device"] == "cpu" and setup["threads"] > 1):
             continue
         content = document["results"][0]["content"]

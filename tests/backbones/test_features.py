@@ -28,7 +28,7 @@ def test_reused_features_give_the_tokens_of_pixels(tiny: Backbone, monkeypatch: 
     expected = tiny.model.generate(**whole, max_new_tokens=8, do_sample=False)
     features = encode_video(tiny.model, tiny.processor.video.pixels(frames))
     calls = count_tower_calls(tiny, monkeypatch)
-    prompt = tiny.processor.prompt("What happens?", frames=6, grid=features.grid_thw)
+    prompt = tiny.processor.prompt("What happens?", frames=6, grid=whole.get("video_grid_thw"))
     for _ in range(2):
         again = tiny.model.generate(**model_inputs(prompt, features), max_new_tokens=8, do_sample=False)
         assert torch.equal(again, expected)
@@ -50,7 +50,7 @@ def test_features_equal_the_models_own_whatever_the_chunks(tiny: Backbone, frame
         torch.testing.assert_close(features.features, own, rtol=0, atol=1e-5)
         if frames <= chunk:
             assert torch.equal(features.features, own)
-    assert features.frames == -(-frames // tiny.processor.video.temporal_patch_size)
+    assert features.frames == -(-frames // features.family.frames_per_token(tiny.model.config))
     assert not features.features.requires_grad
 
 
@@ -60,7 +60,7 @@ def test_black_features_are_those_of_a_black_video(tiny: Backbone, frames: int, 
     inputs = tiny.processor(black, "Why?")
     layout = visual_layout(tiny.model.config, inputs["input_ids"], inputs.get("video_grid_thw"))
     expected = encode_video(tiny.model, inputs).features[: len(layout)]
-    cheap = black_features(tiny.model, tiny.processor.video, layout)
+    cheap = black_features(tiny.model, tiny.processor.video, layout).features
     assert cheap.shape == expected.shape
     torch.testing.assert_close(cheap, expected, rtol=0, atol=1e-5)
 
@@ -69,5 +69,5 @@ def test_black_is_not_a_zero_tensor(tiny: Backbone) -> None:
     inputs = tiny.processor(np.zeros((2, 60, 80, 3), np.uint8), "Why?")
     layout = visual_layout(tiny.model.config, inputs["input_ids"], inputs.get("video_grid_thw"))
     zero = {**inputs, "pixel_values_videos": torch.zeros_like(inputs["pixel_values_videos"])}
-    black = black_features(tiny.model, tiny.processor.video, layout)
+    black = black_features(tiny.model, tiny.processor.video, layout).features
     assert (encode_video(tiny.model, zero).features[: len(layout)] - black).abs().max() > 1e-2

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 from safetensors.torch import load_file, save_file
 
 from sharp_demo.backbones import load as loading
+from sharp_demo.backbones.families import hub_models
 from sharp_demo.backbones.load import (
     Backbone,
     choose_attention,
@@ -34,9 +35,9 @@ from sharp_demo.backbones.load import (
     load,
 )
 from sharp_demo.errors import ModelError
-from sharp_demo.settings import EMBEDDED, HUB_MODELS, ROOT, Settings
+from sharp_demo.settings import EMBEDDED, ROOT, Settings
 
-SMALL, LARGE = HUB_MODELS[:2]
+SMALL, LARGE = hub_models()[:2]
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_embedded_checkpoints(name: str) -> None:
     assert all(file.stat().st_size < 10_000_000 for file in settings.embedded[name].iterdir())
     grid = backbone.processor.video.grid(16, 112, 112)
     prompt = backbone.processor.prompt("What color is the car?", frames=16, grid=grid)
-    frames = 16 // backbone.processor.video.temporal_patch_size
+    frames = 16 // backbone.processor.family.frames_per_token(backbone.model.config)
     placeholders = int((prompt["input_ids"] == backbone.model.config.video_token_id).sum())
     assert placeholders == frames * 49 + (backbone.family == "llava-onevision")
 
@@ -202,7 +203,7 @@ def test_damaged_folders(copied: Path, cpu_settings: Settings, damage: Callable[
 def test_unknown_name_lists_the_options() -> None:
     with pytest.raises(ModelError) as caught:
         load("gpt-5", Settings(device="cpu"))
-    for option in (*EMBEDDED, *HUB_MODELS):
+    for option in (*EMBEDDED, *hub_models()):
         assert option in str(caught.value)
     assert not is_available("gpt-5", Settings(device="cpu"))
 

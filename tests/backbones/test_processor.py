@@ -14,9 +14,9 @@ from frames import golden_frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharp_demo.backbones.families import family_of, visual_layout
+from sharp_demo.backbones.families import family_named, family_of, visual_layout
 from sharp_demo.backbones.load import Backbone
-from sharp_demo.backbones.processor import Processor, VideoPreprocessor, clean_question
+from sharp_demo.backbones.processor import Processor, clean_question
 from sharp_demo.errors import ModelError, QuestionError
 
 GOLDENS = json.loads((Path(__file__).parent.parent / "data" / "processor_goldens.json").read_text("utf-8"))
@@ -35,7 +35,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("golden", GOLDENS["pixels"], ids=lambda golden: f"{golden['config']}-{golden['case']}")
 def test_pixels_equal_the_official_processor(golden: dict) -> None:
-    video = VideoPreprocessor.from_values(golden["family"], golden["preprocessor"])
+    video = family_named(golden["family"]).preprocessor.from_values(golden["preprocessor"])
     output = video.pixels(golden_frames(*golden["frames"]))
     pixels = output["pixel_values_videos"]
     assert pixels.dtype == torch.float32
@@ -139,14 +139,14 @@ def test_too_many_visual_tokens_are_refused_with_the_numbers(tiny: Backbone) -> 
     ],
 )
 def test_tokens_per_frame_bounds_qwen(height: int, width: int, rows: int, cols: int) -> None:
-    video = VideoPreprocessor.from_values("qwen2-vl", QWEN_PUBLISHED, tokens_per_frame=180)
+    video = family_named("qwen2-vl").preprocessor.from_values(QWEN_PUBLISHED, tokens_per_frame=180)
     assert video.grid(32, height, width) == [[16, 2 * rows, 2 * cols]]
 
 
 @given(st.integers(16, 2200), st.integers(16, 2200), st.integers(16, 300))
 @settings(max_examples=150, deadline=None)
 def test_tokens_per_frame_is_never_exceeded(height: int, width: int, limit: int) -> None:
-    video = VideoPreprocessor.from_values("qwen2-vl", QWEN_PUBLISHED, tokens_per_frame=limit)
+    video = family_named("qwen2-vl").preprocessor.from_values(QWEN_PUBLISHED, tokens_per_frame=limit)
     free = replace(video, tokens_per_frame=None)
     [[_, h, w]], [[_, free_h, free_w]] = video.grid(2, height, width), free.grid(2, height, width)
     assert 1 <= h * w // 4 <= limit
@@ -154,15 +154,15 @@ def test_tokens_per_frame_is_never_exceeded(height: int, width: int, limit: int)
 
 
 def test_the_bound_is_the_official_resize_with_a_smaller_max_pixels() -> None:
-    bounded = VideoPreprocessor.from_values("qwen2-vl", QWEN_PUBLISHED, tokens_per_frame=180)
+    bounded = family_named("qwen2-vl").preprocessor.from_values(QWEN_PUBLISHED, tokens_per_frame=180)
     # 360 x 420 is the bound in the examples of the Qwen2-VL model card.
-    card = VideoPreprocessor.from_values("qwen2-vl", QWEN_PUBLISHED | {"max_pixels": 360 * 420})
+    card = family_named("qwen2-vl").preprocessor.from_values(QWEN_PUBLISHED | {"max_pixels": 360 * 420})
     frames = golden_frames(3, 360, 640)
     assert torch.equal(bounded.pixels(frames)["pixel_values_videos"], card.pixels(frames)["pixel_values_videos"])
 
 
 def test_extreme_aspect_is_an_error_not_a_crash() -> None:
-    video = VideoPreprocessor.from_values("qwen2-vl", QWEN_PUBLISHED, tokens_per_frame=180)
+    video = family_named("qwen2-vl").preprocessor.from_values(QWEN_PUBLISHED, tokens_per_frame=180)
     with pytest.raises(ModelError, match="aspect ratio"):
         video.grid(2, 10, 4000)
     with pytest.raises(ModelError, match="400 x 16 frame does not fit into 4 tokens"):
@@ -181,33 +181,34 @@ def test_extreme_aspect_is_an_error_not_a_crash() -> None:
 )
 def test_unsupported_preprocessing_is_refused(family: str, values: dict, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        VideoPreprocessor.from_values(family, values)
+        family_named(family).preprocessor.from_values(values)
 
 
 def test_preprocessor_files_in_transformers_order(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llava_onevision"}')
     with pytest.raises(ModelError, match="has no preprocessor_config"):
-        VideoPreprocessor.from_pretrained(tmp_path)
+        family_named("llava-onevision").preprocessor.from_folder(tmp_path)
     files = ["preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"]
     for number, name in enumerate(files, start=1):
         values = {"image_mean": [number / 10] * 3}
         nested = {"video_processor": values} if name == "processor_config.json" else values
         (tmp_path / name).write_text(json.dumps(nested))
-        assert VideoPreprocessor.from_pretrained(tmp_path).image_mean == (number / 10,) * 3
+        assert family_named("llava-onevision").preprocessor.from_folder(tmp_path).image_mean == (number / 10,) * 3
 
 
 @pytest.mark.parametrize("golden", GOLDENS["official"], ids=lambda golden: str(sorted(golden["preprocessor"]))[:40])
 def test_from_official_reads_the_same_numbers(golden: dict) -> None:
     name = golden["to_dict"]["video_processor_type"]
     official = type(name, (), {"to_dict": lambda self: golden["to_dict"]})()
-    expected = VideoPreprocessor.from_values(golden["family"], golden["preprocessor"])
-    assert VideoPreprocessor.from_official(official) == expected
-    assert VideoPreprocessor.from_official(SimpleNamespace(video_processor=official)) == expected
+    preprocessor = family_named(golden["family"]).preprocessor
+    expected = preprocessor.from_values(golden["preprocessor"])
+    assert preprocessor.from_official(official) == expected
+    assert preprocessor.from_official(SimpleNamespace(video_processor=official)) == expected
 
 
 def test_from_official_refuses_other_processors() -> None:
-    with pytest.raises(ModelError, match="dict is not a supported video processor"):
-        VideoPreprocessor.from_official({})
+    with pytest.raises(ModelError, match="dict is not the model's video processor, which is Qwen2VLVideoProcessor"):
+        family_named("qwen2-vl").preprocessor.from_official({})
 
 
 def test_chat_template_precedence_and_absence(tiny_llava_folder: Path, tmp_path: Path) -> None:

@@ -11,14 +11,12 @@ import torch
 import transformers
 from frames import golden_frames
 
-from sharp_demo.backbones.families import FAMILIES, family_named, family_of, visual_layout
+from sharp_demo.backbones.families import FAMILIES, family_named, family_of, published, published_models, visual_layout
 from sharp_demo.backbones.features import encode_video, model_inputs
 from sharp_demo.backbones.load import load
-from sharp_demo.backbones.processor import VideoPreprocessor
-from sharp_demo.backbones.published import PUBLISHED, published
 from sharp_demo.backbones.tiny import TinyShape, write_checkpoint
 from sharp_demo.errors import ModelError
-from sharp_demo.settings import HUB_MODELS, Settings
+from sharp_demo.settings import Settings
 
 PUBLISHED_TEMPLATES = json.loads(
     (Path(__file__).parent.parent / "data" / "published_templates.json").read_text("utf-8")
@@ -45,25 +43,24 @@ PUBLISHED_PREPROCESSORS = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", published_models())
 def test_meta_model_has_the_published_size_and_placeholders(name: str) -> None:
     model = published(name)
-    family = next(family for family in FAMILIES if family.name == model.family)
+    family = next(family for family in FAMILIES if model in family.published)
     config = transformers.AutoConfig.for_model(**copy.deepcopy(model.config))
     with torch.device("meta"):
         built = getattr(transformers, family.model_class)(config)
     assert sum(p.numel() for p in built.parameters()) == model.parameters
     assert built.config.text_config.hidden_size == model.text["hidden_size"]
-    if model.family == "llava-onevision":
+    if family.name == "llava-onevision":
         assert family.placeholders(built.config, 32) == 6273
     else:
-        video = VideoPreprocessor.from_values("qwen2-vl", PUBLISHED_PREPROCESSORS["qwen2-vl"], tokens_per_frame=180)
+        video = family.preprocessor.from_values(PUBLISHED_PREPROCESSORS["qwen2-vl"], tokens_per_frame=180)
         assert family.placeholders(built.config, 32, video.grid(32, 360, 640)) == 16 * 180
 
 
-def test_published_covers_the_menu_and_names_itself() -> None:
-    assert {model.hub for model in PUBLISHED.values()} == set(HUB_MODELS)
-    sizes = {name: f"{model.parameters / 1e9:.2f}B" for name, model in PUBLISHED.items()}
+def test_published_names_itself() -> None:
+    sizes = {name: f"{model.parameters / 1e9:.2f}B" for name, model in published_models().items()}
     assert sizes == {
         "llava-onevision-0.5b": "0.89B",
         "llava-onevision-7b": "8.03B",
@@ -75,7 +72,7 @@ def test_published_covers_the_menu_and_names_itself() -> None:
 
 
 def test_published_numbers_need_no_torch() -> None:
-    code = "import sys, sharp_demo.backbones.published; assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = "import sys, sharp_demo.backbones.families; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent.parent)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
 from sharp_demo.backbones.load import Backbone
-from sharp_demo.cost import SHAPES, paper_tflops
+from sharp_demo.cost import paper_tflops, shape_named
 from sharp_demo.engine.generation import decode_step, prefill, suppress_placeholders
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.framefusion import FIRST, FrameFusion, merge_runs, similarity_to_predecessor
@@ -331,7 +331,7 @@ def test_the_papers_percentages_are_fastvs_layer_means(printed: str, asked: floa
     """Table 1 gives FrameFusion 31, 26, 21 and 16 %: two full layers of 28, the others at FastV's share."""
     mean = (2 + 26 * asked) / 28
     assert abs(100 * mean - float(printed)) < 0.7
-    shape = SHAPES["llava-onevision-7b"]
+    shape = shape_named("llava-onevision-7b")
     cost = {
         name: paper_tflops(shape, visual_per_layer(28, 6272, method_schedule(name, retention, 6272)))
         for name, retention in (("fastv", asked), ("framefusion", mean))

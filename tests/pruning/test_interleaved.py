@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,16 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sharp_demo.backbones import families
 from sharp_demo.backbones.compat import cache_in
-from sharp_demo.backbones.features import black_features
+from sharp_demo.backbones.family import Encoded, Family
+from sharp_demo.backbones.features import black_features, black_video, model_inputs
 from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.load import Backbone
+from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning import attach
 from sharp_demo.pruning.attention import Span, segment_attention
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.floors import Uniform
 from sharp_demo.pruning.method import Method
-from sharp_demo.pruning.prefill import PromptContext
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharpv import COSINE, SharpV
 from tests.pruning.prompts import Prompt, greedy, masked
@@ -105,7 +108,7 @@ def test_the_bias_is_the_whole_black_run(options: dict, prompt: Interleaved) -> 
     processor = prompt.backbone.processor
     with ShaRP(retention=0.4, **options)(prompt.model, processor) as run:
         greedy(prompt, steps=1)
-    black = black_features(prompt.model, processor.video, prompt.layout)
+    black = black_features(prompt.model, processor.video, prompt.layout).features
     rows = torch.cat((black, prompt.features.features[len(black) :]))
     with ShaRP(retention=0.4, posc=False, **options)(prompt.model) as whole, torch.no_grad():
         prompt.model(**prompt.inputs(rows), use_cache=True)
@@ -132,30 +135,73 @@ def test_memory_that_forgets_the_video_keeps_the_text_between(prompt: Interleave
     assert [length == text for length in lengths] == forgotten
 
 
+class Injecting:
+    """A family that adds something to the visual rows behind layers 0 and 1: `rows` of the prompt, `encode`d ones."""
+
+    def __init__(self, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: Sequence[Tensor] = ()
+
+        def encode(self: Family, model: object, pixels: Mapping[str, Tensor], chunk_frames: int) -> Encoded:
+            encoded = family.encode(model, pixels, chunk_frames)
+            visual = encoded.features[: len(encoded.features) - family.newlines]
+            return replace(encoded, injections=(visual.flip(1), visual.roll(3, 1)))
+
+        hooks = {"injections": lambda _, arguments: self.rows, "encode": encode}
+        monkeypatch.setattr(families, "FAMILIES", (type("Injecting", (type(family),), hooks)(),))
+
+
+@pytest.fixture
+def injecting(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> tuple[Injecting, Prompt]:
+    family = Injecting(tiny.processor.family, monkeypatch)
+    prompt = Prompt(tiny)
+    family.rows = prompt.features.injections
+    return family, prompt
+
+
 @pytest.mark.parametrize("layer", [0, 1, 2, 3])
 def test_what_a_family_adds_behind_layers_follows_the_rows_that_are_left(
-    layer: int, tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+    layer: int, injecting: tuple[Injecting, Prompt]
 ) -> None:
-    prompt = Prompt(tiny)
-    shape = (3, len(prompt.layout), prompt.features.features.shape[1])
-    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-    def inject(at: int, slots: Tensor) -> Tensor | None:
-        return rows[at, slots] if at < len(rows) else None
+    family, prompt = injecting
 
     def add(at: int, module: object, args: tuple, output: Tensor) -> Tensor:
         if output.shape[1] != prompt.length:
             return output
-        return output.index_add(1, prompt.layout.index, rows[at][None])
+        return output.index_add(1, prompt.layout.index, family.rows[at][None])
 
-    monkeypatch.setattr(attach, "PromptContext", partial(PromptContext, inject=inject))
     with Uniform(retention=0.3, layer=layer)(prompt.model) as run:
         ids, logits, _ = greedy(prompt)
     layers = prompt.model.model.language_model.layers
-    hooks = [layers[at].register_forward_hook(partial(add, at)) for at in range(len(rows))]
+    hooks = [layers[at].register_forward_hook(partial(add, at)) for at in range(len(family.rows))]
     with masked(prompt, layer, run.kept):
         expected_ids, expected, _ = greedy(prompt)
     for hook in hooks:
         hook.remove()
     assert ids == expected_ids
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_the_bias_has_what_a_black_video_adds_behind_layers(layer: int, injecting: tuple[Injecting, Prompt]) -> None:
+    family, prompt = injecting
+    processor, options = prompt.backbone.processor, {"layer": layer, "segm": False}
+    with ShaRP(retention=0.4, **options)(prompt.model, processor) as run:
+        greedy(prompt, steps=1)
+    black = black_video(prompt.model, processor.video, prompt.layout, prompt.features)
+    with ShaRP(retention=0.4, posc=False, **options)(prompt.model) as whole, torch.no_grad():
+        for family.rows in ((), black.injections):
+            prompt.model(**model_inputs(prompt.tokens, black), use_cache=True)
+            bias = whole.scores["raw"]
+            same = torch.allclose(run.scores["bias"], bias, atol=1e-6, rtol=1e-4)
+            assert same == bool(family.rows)
+
+
+def test_what_carries_the_rows_to_add_is_refused_where_nothing_would_add_them(
+    tiny_llava: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = Prompt(tiny_llava)
+    with FastV()(prompt.model), torch.no_grad():
+        with pytest.raises(UnsupportedError, match="rows= means nothing to the pruned pass"):
+            prompt.model(**prompt.inputs(), rows=[], use_cache=True)
+        monkeypatch.setattr(type(tiny_llava.processor.family), "injection_arguments", ("rows",))
+        prompt.model(**prompt.inputs(), rows=[], use_cache=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.cli import main
-from sharp_demo.cost import SHAPES
+from sharp_demo.cost import shape_named
 from sharp_demo.engine import Engine
 from sharp_demo.engine.generation import decode_step, prefill
 from sharp_demo.errors import MethodError, UnsupportedError
@@ -262,7 +262,7 @@ def check_cost(name: str, prompt: Prompt, retention: float) -> None:
             spied(Prefill, reader)
         spied(attention, "last_query_logits")  # FrameFusion asks it directly
         prefill(prompt.model, prompt.inputs())
-    shape = replace(SHAPES["llava-onevision-7b"], layers=len(prompt.model.model.language_model.layers))
+    shape = replace(shape_named("llava-onevision-7b"), layers=len(prompt.model.model.language_model.layers))
     told = method.overhead_macs(shape, len(prompt.layout), frames=prompt.layout.frames)
     assert not calls or told.get("scores", 0) > 0, f"{name} reads {calls[0]} and counts no scores"
 

@@ -23,7 +23,7 @@ SHARES = (0.05, 0.15, 0.25, 0.5, 0.9)
 def expected(prompt: Prompt, share: float) -> Kept:
     layout, model = prompt.layout, prompt.model
     positions = prompt.tokens.get("position_ids", torch.arange(prompt.length)[None])
-    black = black_features(model, prompt.backbone.processor.video, layout)
+    black = black_features(model, prompt.backbone.processor.video, layout).features
     rows, frames = layout.index.tolist(), layout.frame.tolist()
     lm = model.model.language_model
     return sharp(lm, embedded(prompt)[0].detach(), black, positions[-3:], rows, frames, share)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sharp_demo.backbones.features import VideoFeatures, model_inputs
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.backbones.signals import VisionSignals
-from sharp_demo.cost import SHAPES, paper_tflops
+from sharp_demo.cost import paper_tflops, shape_named
 from sharp_demo.engine.generation import prefill
 from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning.fastv import FastV
@@ -237,7 +237,7 @@ def test_one_frame(tiny: Backbone) -> None:
 
 def test_flops_matched_counts_are_whole_in_every_frame() -> None:
     """What the arithmetic predicts with the frames is what a run keeps; nearer to FastV's cost is no other k."""
-    shape = SHAPES["llava-onevision-7b"]
+    shape = shape_named("llava-onevision-7b")
 
     target = paper_tflops(shape, FastV(retention=0.2).visual_per_layer(28, 6272))
     share = flops_matched_retention(VisionZip(), shape, 6272, 0.2, frames=32)
@@ -249,7 +249,7 @@ def test_flops_matched_counts_are_whole_in_every_frame() -> None:
 
 def test_the_papers_row() -> None:
     """Table 3 prints 12.8 % and 4.3 T: 25 of 196 tokens in each of 32 frames, in all layers."""
-    shape = SHAPES["llava-onevision-7b"]
+    shape = shape_named("llava-onevision-7b")
     stages = VisionZip(retention=0.128).schedule(28, 6272, 32)
     assert list(stages) == [(0, 25 * 32)]
     assert f"{25 / 196:.1%}" == "12.8%"

@@ -67,7 +67,7 @@ def black_run(prompt: Prompt, eager: Backbone, slots: Tensor, layer: int, *, com
     model, layout = eager.model, prompt.layout
     hidden = model.get_input_embeddings()(prompt.tokens["input_ids"])
     hidden[prompt.tokens["input_ids"] == model.config.video_token_id] = prompt.features.features
-    black = black_features(model, eager.processor.video, layout)
+    black = black_features(model, eager.processor.video, layout).features
     hidden[0, layout.index[slots]] = black[slots]
     stays = torch.ones(prompt.length, dtype=torch.bool)
     stays[layout.index] = False

@@ -6,10 +6,9 @@ are computed once and cached; a new question runs only its own rows through thos
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 from weakref import ref
 
 import torch
@@ -17,11 +16,11 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from sharp_demo.backbones.features import black_features
-from sharp_demo.backbones.processor import Processor, VideoPreprocessor
-from sharp_demo.errors import UnsupportedError
-from sharp_demo.pruning.attention import Span, last_query_logits, project_keys, segment_masked
+from sharp_demo.backbones.preprocessing import VideoPreprocessor
+from sharp_demo.backbones.processor import Processor
+from sharp_demo.pruning.attention import last_query_logits, project_keys, segment_masked
 from sharp_demo.pruning.layers import AttentionOverride, LayerPass, run_layers
-from sharp_demo.pruning.prefill import Prefill
+from sharp_demo.pruning.prefill import Prefill, PromptContext
 from sharp_demo.recent import Recent
 
 
@@ -43,22 +42,33 @@ class BiasCache(Recent[BlackRows]):
         super().__init__(capacity)
 
 
-class _Masked(LayerPass):
-    """The black video as one segment that does not see the text before it."""
+class _BlackPass(LayerPass):
+    """The black video in the rows of the surviving tokens, `injections` [v, d] behind the first layers included.
 
-    def __init__(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], span: Span, layers: tuple[int, ...]) -> None:
-        super().__init__(hidden, rotary)
-        self.span, self.layers = span, layers
+    In `masked_layers` it is one segment that does not see the text before it.
+    """
+
+    def __init__(
+        self, prefill: Prefill, hidden: Tensor, injections: Sequence[Tensor], masked_layers: tuple[int, ...]
+    ) -> None:
+        end = prefill.end
+        super().__init__(hidden, (prefill.rotary[0][:1, :end], prefill.rotary[1][:1, :end]))
+        self.span = prefill.span([(0, len(prefill.rows))], text_visible=False)
+        self.rows, self.injections, self.masked_layers = prefill.rows, injections, masked_layers
 
     def attention(self, layer: int) -> AttentionOverride | None:
-        return partial(segment_masked, span=self.span) if layer in self.layers else None
+        return partial(segment_masked, span=self.span) if layer in self.masked_layers else None
+
+    def after_layer(self, layer: int) -> None:
+        if layer < len(self.injections):
+            self.add(self.rows, self.injections[layer])
 
 
 def bias_key(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...]) -> Hashable:
     """Everything the black rows depend on; the model counts as what it was when it was first seen."""
     layout, context = prefill.layout, prefill.context
     end = int(layout.index[-1]) + 1
-    source = (ref(context.model), preprocessing(context.processor))
+    source = (ref(context.model), preprocessing(context))
     positions = None if context.positions is None else context.positions[..., :end].numpy().tobytes()
     slots = None if len(prefill.slots) == len(layout) else tuple(prefill.slots.tolist())
     grid = (layout.frames, layout.rows, layout.cols)
@@ -67,9 +77,10 @@ def bias_key(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...]
     return (*source, layer, hidden_prefix_layers, grid, slots, positions, context.prompt_ids[:end], *where)
 
 
-def preprocessing(processor: Any) -> VideoPreprocessor:
-    """The video preprocessing of a processor, ours or transformers'."""
-    return processor.video if isinstance(processor, Processor) else VideoPreprocessor.from_official(processor)
+def preprocessing(context: PromptContext) -> VideoPreprocessor:
+    """The video preprocessing of the processor, ours or transformers'."""
+    processor = context.processor
+    return processor.video if isinstance(processor, Processor) else context.family.preprocessor.from_official(processor)
 
 
 @torch.no_grad()  # constants: a caller's autograd graph must not live on in the cache
@@ -79,19 +90,14 @@ def black_rows(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ..
     `hidden_prefix_layers`: layers in which visual tokens do not see the prefix (SegM with `sys_visible=False`).
     The black video is one segment, so SegM changes nothing else about it.
     """
-    context, end = prefill.context, prefill.end
-    visual = black_features(context.model, preprocessing(context.processor), prefill.layout).to(prefill.embeddings)[
-        prefill.slots
-    ]
-    hidden = prefill.embeddings[:1, prefill.order[:end]]  # a copy
-    hidden[0, prefill.rows] = visual
-    rotary = (prefill.rotary[0][:1, :end], prefill.rotary[1][:1, :end])
-    span = prefill.span([(0, len(prefill.rows))], text_visible=False)
-    rows = _Masked(hidden, rotary, span, hidden_prefix_layers)
+    black = black_features(prefill.context.model, preprocessing(prefill.context), prefill.layout)
+    hidden = prefill.embeddings[:1, prefill.order[: prefill.end]]  # a copy
+    hidden[0, prefill.rows] = black.features.to(hidden)[prefill.slots]
+    rows = _BlackPass(prefill, hidden, [added[prefill.slots] for added in black.injections], hidden_prefix_layers)
     cache = DynamicCache(config=prefill.config)
     run_layers(prefill.layers[:layer], rows, cache, prefill.config)
     block = prefill.layers[layer]
-    keys = project_keys(block.self_attn, block.input_layernorm(rows.hidden), rotary)
+    keys = project_keys(block.self_attn, block.input_layernorm(rows.hidden), rows.rotary)
     return BlackRows(tuple((cache.layers[i].keys, cache.layers[i].values) for i in range(layer)), keys)
 
 
@@ -116,8 +122,6 @@ def black_logits(prefill: Prefill, layer: int, black: BlackRows) -> Tensor:
 
 def black_bias(prefill: Prefill, layer: int, hidden_prefix_layers: tuple[int, ...] = ()) -> Tensor:
     """The bias logits [heads, n] of this prompt, through the cache; stages `bias_setup` (cold only) and `bias`."""
-    if prefill.context.inject is not None:
-        raise UnsupportedError("PosC's black video has no rows to add behind layers for this family: set posc=False")
     if prefill.context.bias_cache is None:
         prefill.context.bias_cache = BiasCache()
     cache: BiasCache = prefill.context.bias_cache

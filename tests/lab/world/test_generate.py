@@ -14,7 +14,7 @@ from lab.world.generate import clip_questions, clip_scenes, clip_seed, make_clip
 from lab.world.questions import COUNT_WORDS, DESCRIPTIONS, KINDS, SAY, all_questions
 from lab.world.records import GRID, INTERVALS, Question
 from lab.world.scene import BACKGROUNDS, COLORS, DIRECTIONS, LETTERS, SHAPES, Scene, scene_bounds
-from sharp_demo.backbones.processor import VideoPreprocessor
+from sharp_demo.backbones.llava_onevision import LlavaOnevisionVideo
 from sharp_demo.errors import InputError
 from sharp_demo.settings import Settings
 from sharp_demo.video import decode
@@ -182,7 +182,7 @@ def test_the_film_shows_the_clip_through_the_front_door(frames: int, tmp_path: P
     assert decoded.info.codec == "h264"
     assert decoded.info.frame_count == 192
     clip = make_clip(4, frames=frames)
-    video = VideoPreprocessor("llava-onevision", (0.0,) * 3, (1.0,) * 3, 1.0, size=(112, 112))
+    video = LlavaOnevisionVideo((0.0,) * 3, (1.0,) * 3, 1.0, size=(112, 112))
     seen = video.pixels(decoded.frames)["pixel_values_videos"][0].permute(0, 2, 3, 1).numpy()
     errors = np.abs(seen - clip.frames).mean((1, 2, 3))
     assert errors.max() < 6
