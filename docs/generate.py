@@ -1,10 +1,10 @@
 """Write the parts of the documentation that repeat the code: python docs/generate.py [--check].
 
-Method table and measured figures (README.md), options of every method and sections for those that have none by hand
-(docs/methods.md), who is ahead at equal FLOPs (docs/demo.md), command-line help (docs/cli.md), settings
-(docs/settings.md), stored benchmarks (docs/performance.md), every page of docs/results/ that has a JSON, and the
-accuracies that the app shows (assets/benchmark.json, assets/tables.json). With --check nothing is written; a
-difference is an error.
+Method table and measured figures (README.md), model families (docs/backbones.md), options of every method and sections
+for those that have none by hand (docs/methods.md), who is ahead at equal FLOPs (docs/demo.md), command-line help
+(docs/cli.md), settings (docs/settings.md), stored benchmarks (docs/performance.md), every page of docs/results/ that has
+a JSON, and the accuracies that the app shows (assets/benchmark.json, assets/tables.json). With --check nothing is
+written; a difference is an error.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from lab.headlines import (  # noqa: E402
 )
 from lab.speed import prefill_tables, scale  # noqa: E402
 from lab.tables.pages import RENDERERS, page  # noqa: E402
+from sharp_demo.backbones import families  # noqa: E402
 from sharp_demo.cli import app  # noqa: E402
 from sharp_demo.pruning import registry  # noqa: E402
 from sharp_demo.pruning.method import GROUPS, Method  # noqa: E402
@@ -72,6 +73,17 @@ def method_table() -> str:
             method.engines,
         )
         rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def family_table() -> str:
+    """One row per model family: its class in transformers and its published checkpoints."""
+    rows = ["| family | name | transformers | published checkpoints |", "|---|---|---|---|"]
+    for family in families.FAMILIES:
+        checkpoints = ", ".join(
+            f"`{model.name}` ({model.hub}, {model.parameters:,} parameters)" for model in family.published
+        )
+        rows.append(f"| {family.title} | `{family.name}` | `{family.model_class}` | {checkpoints} |")
     return "\n".join(rows)
 
 
@@ -211,7 +223,7 @@ def pages() -> dict[Path, str]:
     """What every generated or partly generated page should hold."""
     security = ROOT / "docs/security.md"
     readme, methods, performance = ROOT / "README.md", ROOT / "docs/methods.md", ROOT / "docs/performance.md"
-    demo, front = ROOT / "docs/demo.md", readme.read_text("utf-8")
+    demo, backbones, front = ROOT / "docs/demo.md", ROOT / "docs/backbones.md", readme.read_text("utf-8")
     for name, content in (
         ("methods", method_table()),
         ("speed", speed_table(("sharp",))),
@@ -231,6 +243,7 @@ def pages() -> dict[Path, str]:
         readme: front,
         results: said,
         demo: with_block(demo.read_text("utf-8"), "equal-flops", equal_flops_table()),
+        backbones: with_block(backbones.read_text("utf-8"), "families", family_table()),
         methods: methods_page(methods.read_text("utf-8")),
         performance: with_block(speed, "bench", bench_list()),
         security: with_block(security.read_text("utf-8"), "fuzz", fuzz_tables()),

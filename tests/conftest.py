@@ -1,13 +1,15 @@
-"""Fixtures for everybody: tiny random checkpoints of both families, written once and loaded as any model is."""
+"""Fixtures for everybody: tiny random checkpoints of all families, written once and loaded as any model is."""
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
 from lab.provenance import commit, machine
+from sharp_demo.backbones.families import FAMILIES
 from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.backbones.tiny import TinyShape, write_checkpoint
 from sharp_demo.settings import Settings
@@ -80,28 +82,40 @@ def cpu_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def tiny_llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LLaVA-OneVision, 4 layers, 9 tokens a frame (3 x 3, pooled from 5 x 5)."""
-    return write_checkpoint(tmp_path_factory.mktemp("llava") / "tiny", "llava-onevision", TinyShape())
+def tiny_folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny checkpoint of the family with this name, 4 layers."""
+    return cache(lambda name: write_checkpoint(tmp_path_factory.mktemp(name) / "tiny", name, TinyShape()))
 
 
 @pytest.fixture(scope="session")
-def tiny_qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Qwen2-VL, 4 layers, at most 12 tokens per temporal patch (3 x 4 for 60 x 80 frames)."""
-    return write_checkpoint(tmp_path_factory.mktemp("qwen") / "tiny", "qwen2-vl", TinyShape())
+def tiny_of(tiny_folder_of: Callable[[str], Path], cpu_settings: Settings) -> Callable[[str], Backbone]:
+    """That checkpoint loaded."""
+    return cache(lambda name: load(str(tiny_folder_of(name)), cpu_settings))
 
 
 @pytest.fixture(scope="session")
-def tiny_llava(tiny_llava_folder: Path, cpu_settings: Settings) -> Backbone:
-    return load(str(tiny_llava_folder), cpu_settings)
+def tiny_llava_folder(tiny_folder_of: Callable[[str], Path]) -> Path:
+    """LLaVA-OneVision, 9 tokens a frame (3 x 3, pooled from 5 x 5)."""
+    return tiny_folder_of("llava-onevision")
 
 
 @pytest.fixture(scope="session")
-def tiny_qwen(tiny_qwen_folder: Path, cpu_settings: Settings) -> Backbone:
-    return load(str(tiny_qwen_folder), cpu_settings)
+def tiny_qwen_folder(tiny_folder_of: Callable[[str], Path]) -> Path:
+    """Qwen2-VL, at most 12 tokens per temporal patch (3 x 4 for 60 x 80 frames)."""
+    return tiny_folder_of("qwen2-vl")
 
 
-@pytest.fixture(params=["llava", "qwen"])
-def tiny(request: pytest.FixtureRequest) -> Backbone:
-    """Each of the two in turn."""
-    return request.getfixturevalue(f"tiny_{request.param}")
+@pytest.fixture(scope="session")
+def tiny_llava(tiny_of: Callable[[str], Backbone]) -> Backbone:
+    return tiny_of("llava-onevision")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tiny_of: Callable[[str], Backbone]) -> Backbone:
+    return tiny_of("qwen2-vl")
+
+
+@pytest.fixture(params=[family.name for family in FAMILIES])
+def tiny(request: pytest.FixtureRequest, tiny_of: Callable[[str], Backbone]) -> Backbone:
+    """One of each family in turn."""
+    return tiny_of(request.param)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sharp_demo.backbones.families import FAMILIES
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.cost import ModelShape, exact_tflops, paper_tflops, score_macs
 from sharp_demo.engine import Engine, faults, generation, runs, stages
@@ -67,9 +68,9 @@ def engine(cpu_settings: Settings, tiny_llava_folder: Path) -> Engine:
     return Engine(cpu_settings.model_copy(update={"model": str(tiny_llava_folder)}))
 
 
-@pytest.fixture(params=["llava", "qwen"])
-def request_for(request: pytest.FixtureRequest, video: str) -> Request:
-    folder = request.getfixturevalue(f"tiny_{request.param}_folder")
+@pytest.fixture(params=[family.name for family in FAMILIES])
+def request_for(request: pytest.FixtureRequest, video: str, tiny_folder_of: Callable[[str], Path]) -> Request:
+    folder = tiny_folder_of(request.param)
     return Request(video, "What color is the car?", FOUR, model=str(folder), frames=8, max_new_tokens=6)
 
 

@@ -101,3 +101,23 @@ def test_only_backbones_look_inside_a_family() -> None:
         if file.parent.name != "backbones" and asks.search(file.read_text("utf-8"))
     }
     assert found == set()
+
+
+NAMES_A_FAMILY = {
+    "sharp_demo/settings.py": "the embedded models, which are named like their folders",
+    "sharp_demo/strings.py": "what the stored benchmark found, model by model",
+    "sharp_demo/pruning/matching.py": "the tables of the ShaRP paper, model by model",
+}
+
+
+def test_families_are_named_in_backbones_only() -> None:
+    """Other code asks the family of the model it has; a model family that joins needs no line there."""
+    names = re.compile("llava|qwen", re.IGNORECASE)
+    found = {
+        file.relative_to(ROOT).as_posix()
+        for folder in ("sharp_demo", "lab")
+        for file in (ROOT / folder).rglob("*")
+        if file.suffix in (".py", ".js", ".css", ".html") and file.parent.name != "backbones"
+        if names.search(file.read_text("utf-8"))
+    }
+    assert found == NAMES_A_FAMILY.keys()

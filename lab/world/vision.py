@@ -14,13 +14,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from lab.world.draw import TICKS, draw_frame
 from lab.world.generate import MODEL_SIDE, resize
 from lab.world.records import GRID
 from lab.world.scene import BACKGROUNDS, COLORS, DIRECTIONS, LETTERS, SHAPES, Scene, make_scene
 from sharp_demo.backbones.families import family_of
+from sharp_demo.backbones.family import TrainableFamily
 from sharp_demo.backbones.preprocessing import VideoPreprocessor
+from sharp_demo.errors import InputError
 
 CELLS = GRID * GRID
 # What a patch can show, one head each; class 0 of all but the background is "nothing of the kind".
@@ -34,7 +37,15 @@ LABELS = {
 NOISE = 4.0  # grey levels: compression of the films must not surprise the tower
 
 
-def per_interval(config: Any) -> int:
+def trainable(model: PreTrainedModel) -> TrainableFamily:
+    """Return the model's family; InputError when it has no small models to train."""
+    family = family_of(model.config)
+    if not isinstance(family, TrainableFamily):
+        raise InputError(f"{family.title} has no small models to train")
+    return family
+
+
+def per_interval(config: PreTrainedConfig) -> int:
     """Sampled frames of one half-second interval: one layout frame of every family."""
     return family_of(config).frames_per_token(config)
 
@@ -47,29 +58,29 @@ def interval_frames(scenes: Sequence[tuple[Scene, int]], count: int) -> np.ndarr
     return resize(film, MODEL_SIDE).reshape(len(scenes), count, MODEL_SIDE, MODEL_SIDE, 3)
 
 
-def patch_features(model: Any, video: VideoPreprocessor, frames: np.ndarray) -> Tensor:
+def patch_features(model: PreTrainedModel, video: VideoPreprocessor, frames: np.ndarray) -> Tensor:
     """What the tower makes of n intervals, [n, cells, 4, d]: the patches of each visual token, before it is formed."""
     n, count = frames.shape[:2]
     device = next(model.parameters()).device
     pixels = {
         key: value.to(device) for key, value in video.pixels(frames.reshape(n * count, *frames.shape[2:])).items()
     }
-    return family_of(model.config).patch_features(model, pixels).unflatten(0, (n, -1))
+    return trainable(model).patch_features(model, pixels).unflatten(0, (n, -1))
 
 
-def visual_tokens(model: Any, patches: Tensor) -> Tensor:
+def visual_tokens(model: PreTrainedModel, patches: Tensor) -> Tensor:
     """Patch features [n, 4, d] to visual tokens [n, width], as the model itself forms them."""
-    return family_of(model.config).form_tokens(model, patches)
+    return trainable(model).form_tokens(model, patches)
 
 
-def token_former(model: Any) -> nn.Module:
+def token_former(model: PreTrainedModel) -> nn.Module:
     """The part of the vision side that is trained with the language model."""
-    return family_of(model.config).token_former(model)
+    return trainable(model).token_former(model)
 
 
-def tower_parameters(model: Any) -> list[tuple[str, nn.Parameter]]:
+def tower_parameters(model: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
     """Parameters of the tower without the part that forms the tokens."""
-    return family_of(model.config).tower_parameters(model)
+    return trainable(model).tower_parameters(model)
 
 
 def labels(scene: Scene, interval: int) -> np.ndarray:

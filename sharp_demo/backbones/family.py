@@ -246,22 +246,6 @@ class Family(ABC):
     def signal_source(self, model: PreTrainedModel) -> tuple[nn.Module, SignalReader]:
         """Return the attention module that feeds the projector, and how to read it in layout order."""
 
-    @abstractmethod
-    def token_former(self, model: PreTrainedModel) -> nn.Module:
-        """Return the part that turns patch features into visual tokens: projector or merger."""
-
-    @abstractmethod
-    def tower_parameters(self, model: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
-        """Return the tower's named parameters without the part that forms the tokens."""
-
-    @abstractmethod
-    def patch_features(self, model: PreTrainedModel, pixels: Mapping[str, Tensor]) -> Tensor:
-        """Return the patches of every visual token before it is formed, [N, 4, d]."""
-
-    @abstractmethod
-    def form_tokens(self, model: PreTrainedModel, patches: Tensor) -> Tensor:
-        """Turn patch features [N, 4, d] into visual tokens [N, width], as the model does."""
-
     # --- small checkpoints
 
     def preprocessor_values(self, config: PreTrainedConfig) -> dict[str, Any]:
@@ -279,6 +263,26 @@ class Family(ABC):
     @abstractmethod
     def tiny_processor(self, shape: TinyShape) -> dict[str, Any]:
         """Return processor_config.json of a small checkpoint."""
+
+
+class TrainableFamily(Family):
+    """A family that the laboratory trains small models of, the vision tower apart from the rest."""
+
+    @abstractmethod
+    def token_former(self, model: PreTrainedModel) -> nn.Module:
+        """Return the part that turns patch features into visual tokens: projector or merger."""
+
+    @abstractmethod
+    def tower_parameters(self, model: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
+        """Return the tower's named parameters without the part that forms the tokens."""
+
+    @abstractmethod
+    def patch_features(self, model: PreTrainedModel, pixels: Mapping[str, Tensor]) -> Tensor:
+        """Return the patches of every visual token before it is formed, [N, 4, d]."""
+
+    @abstractmethod
+    def form_tokens(self, model: PreTrainedModel, patches: Tensor) -> Tensor:
+        """Turn patch features [N, 4, d] into visual tokens [N, width], as the model does."""
 
 
 def tiny_text_config(shape: TinyShape, vocab_size: int, ids: Mapping[str, int]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sharp_demo.backbones.family import Encoded, Family, TinyShape, tiny_text_config
+from sharp_demo.backbones.family import Encoded, TinyShape, TrainableFamily, tiny_text_config
 from sharp_demo.backbones.preprocessing import Grid, VideoPreprocessor
 from sharp_demo.backbones.published import QWEN2_0_5B, QWEN2_7B, PublishedModel
 from sharp_demo.errors import ModelError
@@ -94,7 +94,7 @@ class LlavaOnevisionVideo(VideoPreprocessor):
         return torch.zeros(1, 3, *self.size, dtype=torch.uint8)
 
 
-class LlavaOnevision(Family):
+class LlavaOnevision(TrainableFamily):
     """LLaVA-OneVision with a Qwen2 decoder."""
 
     name = "llava-onevision"

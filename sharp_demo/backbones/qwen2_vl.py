@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sharp_demo.backbones.family import Encoded, Family, TinyShape, tiny_text_config
+from sharp_demo.backbones.family import Encoded, TinyShape, TrainableFamily, tiny_text_config
 from sharp_demo.backbones.preprocessing import CLIP_MEAN, CLIP_STD, Grid, VideoPreprocessor
 from sharp_demo.backbones.published import QWEN2_1_5B, QWEN2_7B, PublishedModel
 from sharp_demo.errors import ModelError
@@ -176,7 +176,7 @@ class Qwen2VLVideo(VideoPreprocessor):
         return size
 
 
-class Qwen2VL(Family):
+class Qwen2VL(TrainableFamily):
     """Qwen2-VL."""
 
     name = "qwen2-vl"

@@ -1,7 +1,8 @@
-"""Tiny random checkpoints of both families with a card, so that clips fall on whole frames."""
+"""Tiny random checkpoints of all families with a card, so that clips fall on whole frames."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,20 +10,22 @@ import pytest
 from lab.accuracy.asking import Film
 from lab.world.generate import make_clip
 from lab.world.records import SyntheticClip
+from sharp_demo.backbones.families import FAMILIES
 from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.settings import Settings
 
-FRAMES = {"llava": 16, "qwen": 32}
 
-
-@pytest.fixture(scope="session", params=["llava", "qwen"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session", params=[family.name for family in FAMILIES])
+def folder(
+    request: pytest.FixtureRequest, tiny_of: Callable[[str], Backbone], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A checkpoint folder of each family: 16 layout frames of 3 x 3 tokens."""
-    source = request.getfixturevalue(f"tiny_{request.param}_folder")
+    tiny = tiny_of(request.param)
+    source, frames = tiny.folder, 16 * tiny.processor.family.frames_per_token(tiny.model.config)
     copied = tmp_path_factory.mktemp("cards") / request.param
     shutil.copytree(source, copied)
-    card = {"trained": False, "default_frames": FRAMES[request.param], "kinds": ["bg_of", "color_in", "letter_in"]}
+    card = {"trained": False, "default_frames": frames, "kinds": ["bg_of", "color_in", "letter_in"]}
     (copied / "card.json").write_text(json.dumps(card))
     return copied
 

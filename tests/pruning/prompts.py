@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from sharp_demo.backbones.compat import with_cache
-from sharp_demo.backbones.families import visual_layout
+from sharp_demo.backbones.families import family_of, visual_layout
 from sharp_demo.backbones.features import encode_video, model_inputs
 from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.load import Backbone
@@ -29,6 +29,11 @@ def scenes(frames: int = 8, size: tuple[int, int] = (60, 80), seed: int = 0) -> 
     colours = rng.integers(0, 256, (frames // 3 + 1, 3))
     flat = np.stack([np.broadcast_to(colours[i // 3], (*size, 3)) for i in range(frames)])
     return np.clip(flat + rng.integers(-40, 40, flat.shape), 0, 255).astype(np.uint8)
+
+
+def decoder(model: nn.Module) -> nn.Module:
+    """The text model."""
+    return family_of(model.config).text_model(model)
 
 
 class Prompt:
@@ -105,7 +110,7 @@ def masked(
     dropped = {first: torch.ones(len(index), dtype=torch.bool) for first, _ in ((layer, kept), *later)}
     for first, alive in ((layer, kept), *later):
         dropped[first][alive] = False
-    lm = prompt.model.model.language_model
+    lm = decoder(prompt.model)
     cache_lengths: dict[int, int] = {}
 
     def hook(i: int) -> Callable[..., Any]:
@@ -143,11 +148,11 @@ def naive_logits(prompt: Prompt, stages: dict[int, Tensor], answer: list[int], *
 
     At each stage the visual tokens that are not in it go; with `renumbered` the rows that are left are renumbered.
     """
-    model, lm = prompt.model, prompt.model.model.language_model
+    model, lm = prompt.model, decoder(prompt.model)
     inputs = prompt.inputs()
     ids = torch.cat((inputs["input_ids"], torch.tensor([answer], dtype=torch.long)), 1)
     hidden = lm.embed_tokens(ids)
-    hidden[0, (ids == model.config.video_token_id)[0]] = prompt.features.features.to(hidden)
+    hidden[0, (ids == family_of(model.config).visual_token_id(model.config))[0]] = prompt.features.features.to(hidden)
     positions = inputs.get("position_ids")
     if positions is None:
         positions = torch.arange(ids.shape[1])[None]
@@ -184,7 +189,7 @@ def embedded(prompt: Prompt) -> Tensor:
     """The language model's input for the whole prompt, [1, n, d]: text embeddings with the features in their place."""
     ids = prompt.tokens["input_ids"]
     hidden = prompt.model.get_input_embeddings()(ids)
-    hidden[ids == prompt.model.config.video_token_id] = prompt.features.features
+    hidden[ids == family_of(prompt.model.config).visual_token_id(prompt.model.config)] = prompt.features.features
     return hidden
 
 
@@ -197,7 +202,7 @@ def shortened(
     `kept` [k] slots; `rows` [k, d] what stands in their place. `compact`: positions 0, 1, 2, ...; else the original
     ones. Tokens and logits as `greedy` gives them.
     """
-    model, lm, index = prompt.model, prompt.model.model.language_model, prompt.layout.index
+    model, lm, index = prompt.model, decoder(prompt.model), prompt.layout.index
     hidden = embedded(prompt)
     if rows is not None:
         hidden[0, index[kept]] = rows.to(hidden.dtype)

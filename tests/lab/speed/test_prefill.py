@@ -22,7 +22,7 @@ from lab.speed.prefill import PLAIN, TABLE_4, Bench, Case, PrefillPlan, Sample, 
 from lab.speed.prefill_command import methods_of
 from lab.speed.subject import Subject, build_subject, checkpoint_subject, make_prompt
 from lab.speed.timing import MAX_SPREAD, paired_ratio, peak_memory, spread, torch_threads
-from sharp_demo.backbones.published import published
+from sharp_demo.backbones.families import published
 from sharp_demo.cli import main
 from sharp_demo.cost import exact_tflops, kv_bytes
 from sharp_demo.errors import InputError, MethodError
