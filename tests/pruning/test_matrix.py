@@ -168,6 +168,7 @@ def check_counts(name: str, prompt: Prompt, retention: float) -> None:
         assert length == visual + text or (clears and length == text)
     assert len(seen) == (len(layers) if method.active else 0)
     visual, before, renumbered = set(prompt.layout.index.tolist()), list(range(prompt.length)), False
+    start, behind = min(visual), prompt.length - 1 - max(visual)
     for rotary, count in zip(seen, counts, strict=False):
         rows = positions_of(prompt, rotary)
         assert len(rows) - text == count
@@ -175,7 +176,10 @@ def check_counts(name: str, prompt: Prompt, retention: float) -> None:
         if rows == list(range(len(rows))) and len(rows) < len(before):
             renumbered = True
         else:  # what is left of the layer before, with all of its text
-            assert set(before) - visual <= set(rows) <= set(before)
+            assert set(rows) <= set(before)
+            assert rows[:start] == before[:start]
+            assert rows[-behind:] == before[-behind:]
+            assert renumbered or set(range(prompt.length)) - visual <= set(rows)  # text between frames too
         before = rows
     renumbers = any(part.active and getattr(part, "reindex_positions", False) for part in method.parts)
     # Where something went before the LLM; three axes are never renumbered.
