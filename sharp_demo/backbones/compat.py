@@ -28,12 +28,12 @@ def with_cache(cache: Cache | None) -> dict[str, Any]:
     return {cache_name(): cache}
 
 
-def cache_in(kwargs: Mapping[str, Any]) -> Any:
+def cache_in(kwargs: Mapping[str, Any]) -> Cache | None:
     """The cache among keyword arguments or in an output, under either name; None where there is none."""
     return next((found for name in NAMES if (found := kwargs.get(name)) is not None), None)
 
 
-def causal_mask(config: PreTrainedConfig, hidden: Tensor, cache: Cache, layer: int) -> Any:
+def causal_mask(config: PreTrainedConfig, hidden: Tensor, cache: Cache, layer: int) -> Tensor | None:
     """The mask of hidden [B, n, d] behind what `layer` has cached, in the form the attention backend wants."""
     arguments: dict[str, Any] = {"inputs_embeds": hidden, "attention_mask": None, "layer_idx": layer}
     return create_causal_mask(config=config, **arguments, **with_cache(cache))
