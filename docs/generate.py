@@ -2,8 +2,8 @@
 
 Method table and measured figures (README.md), model families (docs/backbones.md), options of every method and sections
 for those that have none by hand (docs/methods.md), who is ahead at equal FLOPs (docs/demo.md), command-line help
-(docs/cli.md), settings (docs/settings.md), stored benchmarks (docs/performance.md), every page of docs/results/ that has
-a JSON, and the accuracies that the app shows (assets/benchmark.json, assets/tables.json). With --check nothing is
+(docs/cli.md), settings (docs/settings.md), stored benchmarks (docs/performance.md), every page of docs/results/ that
+has a JSON, and the accuracies that the app shows (assets/benchmark.json, assets/tables.json). With --check nothing is
 written; a difference is an error.
 """
 

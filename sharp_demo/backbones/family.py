@@ -111,6 +111,10 @@ class Family(ABC):
         """Return every id that stands for pixels; an answer must hold none."""
         return [int(config.video_token_id), int(config.image_token_id)]
 
+    def mark_ids(self, config: PreTrainedConfig) -> list[int]:
+        """Return the ids of text that only says where a video starts and ends; none by default."""
+        return []
+
     @abstractmethod
     def frames_per_token(self, config: PreTrainedConfig) -> int:
         """Return the number of sampled frames that one layout frame covers."""

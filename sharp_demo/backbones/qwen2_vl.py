@@ -209,6 +209,9 @@ class Qwen2VL(TrainableFamily):
     )
     small_tower: ClassVar[Mapping[str, int]] = {"depth": 1, "embed_dim": 64, "num_heads": 1}
 
+    def mark_ids(self, config: PreTrainedConfig) -> list[int]:
+        return [config.vision_start_token_id, config.vision_end_token_id]
+
     def frames_per_token(self, config: PreTrainedConfig) -> int:
         return int(config.vision_config.temporal_patch_size)
 

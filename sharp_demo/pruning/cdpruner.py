@@ -92,10 +92,10 @@ class CDPruner(WholeFrames):
     Deviations: the paper's relevance is the negative cosine of CLIP's patches and CLIP's text embedding; neither
     checkpoint holds a text tower, so it cannot be had. Its kernel is `product`; OpenVINO's compiled graph has `blend`,
     which is the default here, and its helper in C++ `exp`. OpenVINO cuts every region into two halves and prunes each
-    by itself; here a frame is one. It refuses video on Qwen2-VL. Its text behind the video continues at the last kept
-    position; here it keeps its own, or is renumbered with all others on LLaVA-OneVision. When the kernel's rank is
-    used up the most relevant tokens follow; the official code divides by the root of rounding noise there and may
-    return a token twice.
+    by itself; here a frame is one. It refuses video where positions have three axes. Its text behind the video
+    continues at the last kept position; here it keeps its own, or is renumbered with all others (never with M-RoPE).
+    When the kernel's rank is used up the most relevant tokens follow; the official code divides by the root of
+    rounding noise there and may return a token twice.
     """
 
     name = "cdpruner"

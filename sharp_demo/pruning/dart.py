@@ -60,8 +60,8 @@ class DART(SingleStage):
 
     Deviations: the official count is 4 + 8 int(retention N / 8), here it is exact and includes the visual pivots. The
     official order of pivots is that of a Python set. The official scripts cut the pivots' share by an absolute
-    default (128 in all) unless told otherwise; their ratio is the share removed. LLaVA-OneVision's newline is no
-    pivot. No official file prunes video.
+    default (128 in all) unless told otherwise; their ratio is the share removed. A newline behind the video
+    is no pivot. No official file prunes video.
     """
 
     name = "dart"

@@ -79,7 +79,7 @@ class DivPrune(WholeFrames):
     that among equal tokens it may return one several times; here a token is picked once, and distances below 1e-6
     count as equal. A running minimum replaces the minimum over all picked rows, which is the same. Finding the first
     token compares all pairs; `first=mean` (ours) takes the one farthest from the mean instead. Survivors are
-    renumbered on LLaVA-OneVision, which the official code does for its one image.
+    renumbered, except with M-RoPE; the official code does that for its one image.
     """
 
     name = "divprune"

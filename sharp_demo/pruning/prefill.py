@@ -148,12 +148,11 @@ class Prefill(LayerPass):
     def text_around(self, *, before: bool = True, marks: bool = True) -> Tensor:
         """Return the current rows of the text behind the video and, unless told not to, of that before it.
 
-        LLaVA-OneVision's newline and text between frames are not among them; without `marks` neither are the tokens
+        A newline behind the video and text between frames are not among them; without `marks` neither are the tokens
         that only say where a video starts and ends.
         """
         config, ids = self.context.model.config, self.context.prompt_ids
-        bounds = [] if marks else ["vision_start_token_id", "vision_end_token_id"]
-        left_out = {self.family.visual_token_id(config), *(getattr(config, name, None) for name in bounds)}
+        left_out = {self.family.visual_token_id(config), *([] if marks else self.family.mark_ids(config))}
         chosen = [
             place
             for place, row in enumerate(self._text_rows)
