@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
+Times = Sequence[float]  # seconds of the sampled frames
+
 
 @dataclass(frozen=True)
 class TinyShape:
@@ -128,11 +130,16 @@ class Family(ABC):
         """Return the number of placeholder ids, newlines included, that `frames` sampled frames need."""
 
     def video_ids(
-        self, config: PreTrainedConfig, encode: Callable[[str], list[int]], frames: int, grid: Grid | None = None
+        self,
+        config: PreTrainedConfig,
+        encode: Callable[[str], list[int]],
+        frames: int,
+        grid: Grid | None = None,
+        times: Times | None = None,
     ) -> list[int]:
         """Return the ids of `frames` sampled frames in a prompt: placeholders, and the text between frames if any.
 
-        `encode` turns text into ids without special tokens.
+        `encode` turns text into ids without special tokens. `times` are the seconds of the frames, where known.
         """
         return [self.visual_token_id(config)] * self.placeholders(config, frames, grid)
 
@@ -192,18 +199,20 @@ class Family(ABC):
             raise ModelError(f"text interrupts the {rows * cols} video placeholders of a frame")
         return found[:visual], (frames, rows, cols)
 
-    def prompt_inputs(self, config: PreTrainedConfig, input_ids: Tensor, grid: Tensor | None) -> dict[str, Tensor]:
+    def prompt_inputs(
+        self, config: PreTrainedConfig, input_ids: Tensor, grid: Tensor | None, times: Times | None = None
+    ) -> dict[str, Tensor]:
         """Return what `forward` needs of a prompt in addition to ids and mask; nothing by default."""
         return {}
 
     # --- positions
 
     def positions(
-        self, config: PreTrainedConfig, input_ids: Tensor, grid: Tensor | None, seconds_per_grid: float | None = None
+        self, config: PreTrainedConfig, input_ids: Tensor, grid: Tensor | None, times: Times | None = None
     ) -> Tensor | None:
         """Return the position ids of a prompt by the rule of the released weights; None for 0..n-1.
 
-        `seconds_per_grid` is the time between two layout frames, for families whose time axis counts seconds.
+        `times` are the seconds of the sampled frames, for families whose time axis counts seconds.
         """
         return None
 

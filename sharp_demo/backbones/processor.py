@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from sharp_demo.backbones.families import family_of, family_of_type
-from sharp_demo.backbones.family import Family
+from sharp_demo.backbones.family import Family, Times
 from sharp_demo.backbones.files import one_line, read_json
 from sharp_demo.backbones.preprocessing import TOKENS_PER_FRAME, Grid, VideoPreprocessor
 from sharp_demo.errors import ModelError, QuestionError
@@ -70,16 +70,20 @@ class Processor:
         """The checkpoint's family."""
         return family_of(self.config)
 
-    def __call__(self, frames: np.ndarray, question: str) -> dict[str, Tensor]:
+    def __call__(self, frames: np.ndarray, question: str, times: Times | None = None) -> dict[str, Tensor]:
         """Everything `model.generate(**inputs)` needs for uint8 frames [T, H, W, 3] and a question, batch 1.
+
+        `times` as for `prompt`.
 
         Raises `QuestionError` and `ModelError` as `prompt` does, before any frame is touched.
         """
         grid = self.video.grid(*frames.shape[:3])
-        inputs = self.prompt(question, frames=len(frames), grid=grid)
+        inputs = self.prompt(question, frames=len(frames), grid=grid, times=times)
         return inputs | self.video.pixels(frames)
 
-    def prompt(self, question: str, *, frames: int, grid: Tensor | Grid | None = None) -> dict[str, Tensor]:
+    def prompt(
+        self, question: str, *, frames: int, grid: Tensor | Grid | None = None, times: Times | None = None
+    ) -> dict[str, Tensor]:
         """The same without pixels.
 
         Parameters
@@ -87,6 +91,7 @@ class Processor:
         question : a person's text; control tokens in it are read as plain text.
         frames : number of sampled frames.
         grid : what `video.grid` says of the frames, [1, 3].
+        times : seconds of the frames, for families that tell the model of them.
 
         Returns
         -------
@@ -105,10 +110,10 @@ class Processor:
                 f"{frames} frames need {visual} visual tokens, over the limit of {self.max_visual_tokens}: use fewer"
             )
         written = self._template_ids(clean_question(question, self.max_question_chars))
-        ids = self._expand(written, family.video_ids(self.config, self._encode, frames, shape))
+        ids = self._expand(written, family.video_ids(self.config, self._encode, frames, shape, times))
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         family.layout(self.config, ids, video_grid_thw)  # refuses a template that put the placeholders anywhere else
-        return inputs | family.prompt_inputs(self.config, ids, video_grid_thw)
+        return inputs | family.prompt_inputs(self.config, ids, video_grid_thw, times)
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """Generated ids to text, special tokens left out."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sharp_demo.backbones.family import Encoded, TinyShape, TrainableFamily, tiny_text_config
+from sharp_demo.backbones.family import Encoded, Times, TinyShape, TrainableFamily, tiny_text_config
 from sharp_demo.backbones.preprocessing import CLIP_MEAN, CLIP_STD, Grid, VideoPreprocessor
 from sharp_demo.backbones.published import QWEN2_1_5B, QWEN2_7B, PublishedModel
 from sharp_demo.errors import ModelError
@@ -228,7 +228,9 @@ class Qwen2VL(TrainableFamily):
         frames, rows, cols = self.shape(config, 0, grid)
         return frames * rows * cols
 
-    def prompt_inputs(self, config: PreTrainedConfig, input_ids: Tensor, grid: Tensor | None) -> dict[str, Tensor]:
+    def prompt_inputs(
+        self, config: PreTrainedConfig, input_ids: Tensor, grid: Tensor | None, times: Times | None = None
+    ) -> dict[str, Tensor]:
         if grid is None:
             raise ModelError(f"video_grid_thw is missing: without it the layout of a {self.title} video is unknown")
         return {
@@ -238,7 +240,7 @@ class Qwen2VL(TrainableFamily):
         }
 
     def positions(
-        self, config: PreTrainedConfig, input_ids: Tensor, grid: Tensor | None, seconds_per_grid: float | None = None
+        self, config: PreTrainedConfig, input_ids: Tensor, grid: Tensor | None, times: Times | None = None
     ) -> Tensor:
         """Positions of a prompt with one video, for prefill and for every later turn of the same conversation.
 
@@ -247,7 +249,7 @@ class Qwen2VL(TrainableFamily):
         config : `model.config` of a checkpoint.
         input_ids : LongTensor [n] or [1, n]; the whole sequence, earlier turns and answers included.
         grid : `video_grid_thw`, LongTensor [1, 3].
-        seconds_per_grid : unused; the time axis counts temporal patches.
+        times : unused; the time axis counts temporal patches.
 
         Returns
         -------

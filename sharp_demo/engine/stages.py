@@ -107,7 +107,7 @@ class Stages:
         backbone, model = loaded.backbone, loaded.backbone.model
         clip = self.decode(request, loaded, stride)
         grid = backbone.processor.video.grid(*clip.frames.shape[:3])
-        prompt = backbone.processor.prompt(request.question, frames=len(clip.frames), grid=grid)
+        prompt = backbone.processor.prompt(request.question, frames=len(clip.frames), grid=grid, times=clip.timestamps)
         key = (*self._key(request, loaded), stride)
         entry = loaded.features.get(key)
         signals = signals and signals_refusal(model) is None

@@ -159,7 +159,7 @@ class ZeroGPUEngine(Engine):
         assert self._placed is not None
         processor = self._placed.backbone.processor
         grid = processor.video.grid(*clip.frames.shape[:3])
-        prompt = processor.prompt(request.question, frames=len(clip.frames), grid=grid)
+        prompt = processor.prompt(request.question, frames=len(clip.frames), grid=grid, times=clip.timestamps)
         return int(prompt["input_ids"].shape[1])
 
     def _stream_seconds(self, request: Request, clip: Clip) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import gradio as gr
@@ -19,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from sharp_demo.backbones import families
 from sharp_demo.backbones.families import family_of, hub_models, published
-from sharp_demo.backbones.family import Encoded, Family, TinyShape, tiny_text_config
+from sharp_demo.backbones.family import Encoded, Family, Times, TinyShape, tiny_text_config
 from sharp_demo.backbones.features import black_video, model_inputs
 from sharp_demo.backbones.llava_onevision import LlavaOnevisionVideo
 from sharp_demo.backbones.load import Backbone, load
@@ -118,10 +119,16 @@ class Stamped(Family):
         return frames * rows * cols
 
     def video_ids(
-        self, config: PreTrainedConfig, encode: Callable[[str], list[int]], frames: int, grid: Grid | None = None
+        self,
+        config: PreTrainedConfig,
+        encode: Callable[[str], list[int]],
+        frames: int,
+        grid: Grid | None = None,
+        times: Times | None = None,
     ) -> list[int]:
         frame = [self.visual_token_id(config)] * self.placeholders(config, 1)
-        return [token for number in range(frames) for token in (*encode(f"frame {number + 1}:"), *frame)]
+        times = range(frames) if times is None else times
+        return [token for time in times for token in (*encode(f"at {time:.1f} s:"), *frame)]
 
     def text_model(self, model: PreTrainedModel) -> nn.Module:
         return model.model.text_model
@@ -211,7 +218,7 @@ def test_text_stands_between_its_frames_and_not_inside(prompt: Prompt) -> None:
     starts = layout.index[::9]
     assert torch.equal(layout.index, (starts[:, None] + torch.arange(9)).flatten())
     between = ids[layout.index[8] + 1 : starts[1]]
-    assert prompt.backbone.processor.decode(between) == "frame 2:"
+    assert prompt.backbone.processor.decode(between) == "at 1.0 s:"
     config, image = prompt.model.config, ids[layout.index[0]]
     split = torch.cat((ids[: starts[1] + 4], between, ids[starts[1] + 4 :]))
     with pytest.raises(ModelError, match="text interrupts the 9 video placeholders of a frame"):
@@ -270,7 +277,12 @@ def test_it_is_in_the_matrix_and_every_method_prunes_it(prompt: Prompt, vanilla:
 
 
 def test_it_is_in_the_menu_the_commands_and_the_documentation(
-    folder: Path, cpu_settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture, generate: Any
+    folder: Path,
+    cpu_settings: Settings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    generate: ModuleType,
 ) -> None:
     engine = Engine(cpu_settings.model_copy(update={"model": str(folder)}))
     assert engine.models() == [str(folder), *hub_models()]
@@ -284,11 +296,20 @@ def test_it_is_in_the_menu_the_commands_and_the_documentation(
     row = "| Stamped | `stamped` | `SmolVLMForConditionalGeneration` | `stamped-2b` (example/stamped-2b, "
     assert row in generate.family_table()
 
+    told: list[tuple[float, ...]] = []
+    original = Stamped.video_ids
+
+    def video_ids(self: Stamped, *args: Any) -> list[int]:
+        told.append(args[-1])
+        return original(self, *args)
+
+    monkeypatch.setattr(Stamped, "video_ids", video_ids)
     clip, out = write_clip(tmp_path / "clip.mp4"), tmp_path / "stamped.json"
     options = ["--model", str(folder), "--frames", "4", "--max-new-tokens", "2", "--retention", "0.5"]
     methods = ["--methods", "vanilla,fastv,sharp,visionzip"]
     assert main(["compare", str(clip), "What is it?", *methods, *options, "--json", str(out)]) == 0
     results = {result["method"]: result for result in json.loads(out.read_text())["results"]}
     assert results["vanilla"]["visual_per_layer"] == [36] * 4
+    assert set(told) - {None} == {(0.2, 0.7, 1.2, 1.7)}  # the warm-up knows no times
     assert results["fastv"]["visual_per_layer"] == [36, 36, 18, 18]
     assert results["sharp"]["visual_per_layer"] == [36, 18, 18, 18]
