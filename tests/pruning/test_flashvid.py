@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sharp_demo.backbones.load import Backbone
-from sharp_demo.cost import SHAPES, paper_tflops
+from sharp_demo.cost import paper_tflops, shape_named
 from sharp_demo.pruning.flashvid import FlashVID, attended_and_diverse, clustered, flashvid_layer, parents, tree_means
 from sharp_demo.pruning.outcome import Role, Run, Selection
 from tests.pruning.prompts import Prompt, frames_of, greedy, random_rows, scenes, with_frames
@@ -61,7 +61,7 @@ def test_clusters_are_plain_means() -> None:
 
 
 def test_retention_is_the_mean_over_layers() -> None:
-    shape = SHAPES["llava-onevision-7b"]
+    shape = shape_named("llava-onevision-7b")
     counts = FlashVID(retention=0.2).visual_per_layer(28, 6272, 32)
     assert counts == [32 * 49] * 20 + [ceil(0.3 * 32 * 49)] * 8
     assert sum(counts) / 28 / 6272 == pytest.approx(0.2, abs=2e-4)

@@ -285,7 +285,7 @@ def test_it_is_in_the_menu_the_commands_and_the_documentation(
     generate: ModuleType,
 ) -> None:
     engine = Engine(cpu_settings.model_copy(update={"model": str(folder)}))
-    assert engine.models() == [str(folder), *hub_models()]
+    assert engine.models() == [engine.settings.model_name, *hub_models()]
     page = build_ui(engine, engine.settings)
     menus = [block for block in page.blocks.values() if isinstance(block, gr.Dropdown)]
     assert any("example/stamped-2b" in [value for _, value in menu.choices] for menu in menus)
