@@ -81,7 +81,8 @@ def test_a_greedy_client_neither_locks_three_others_out_nor_makes_them_wait_for_
             for told in pool.map(server.listen, stream.result()):
                 assert "event: complete" in told, "what was let in is answered too"
         assert all("event: complete" in told for _, told in waits)
-        assert {code for code, _ in refused} == {429}
+        assert refused[0][0] == 429
+        assert {code for code, _ in refused} <= {429, 503}, "the others have taken the last places: it is full"
         assert refused[0][1] in {many_waiting(own) for own in range(1, size)}
         lines = run_lines(tmp_path)[asked:]
         slowest = max(line["seconds"] for line in lines)
