@@ -30,6 +30,8 @@ def method_choices() -> list[tuple[str, str]]:
 def group_css(elem_id: str) -> str:
     """Headings inside one checkbox group, which Gradio itself does not have: each before its group's first label.
 
+    The group scrolls: the reference and what the papers compare stand first, the others do not push the page down.
+
     The heading is decoration: the text after the slash is what a screen reader says, nothing.
     """
     rules, place = [], 1
@@ -43,7 +45,8 @@ def group_css(elem_id: str) -> str:
     heading = f"#{elem_id} .wrap > label::before"
     return "\n".join(
         [
-            f"#{elem_id} .wrap {{ display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 4px 8px; }}",
+            f"#{elem_id} .wrap {{ display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 4px 8px;",
+            "  max-height: 330px; overflow-y: auto; }",
             f"#{elem_id} .wrap > label {{ position: relative; padding: 4px 8px; }}",
             f"{heading} {{ position: absolute; left: 0; top: -19px; font-size: 12px; font-weight: 600;",
             "  white-space: nowrap; color: var(--body-text-color-subdued); }",
