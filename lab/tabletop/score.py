@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from lab.tabletop.cache import cached_path, load_takes
 from lab.tabletop.foreign import foreign_clip
-from lab.tabletop.questions import UNANSWERABLE, UNKNOWN_WORD, Fact, clip_questions, facts_of, put
+from lab.tabletop.questions import UNANSWERABLE, UNKNOWN, UNKNOWN_WORD, Fact, clip_questions, facts_of, put
 from lab.tabletop.records import Question
 from lab.tabletop.studio import MODEL_SIDE
 from lab.tabletop.truth import Truth
@@ -49,6 +49,13 @@ def judge_foreign(
         ]
         frames = foreign_clip(seed, split)[1]
         yield from _ask(model, processor, prompts, frames, [put(fact, rng) for fact in untold])
+
+
+def falsely_untold(processor: Processor, verdicts: Iterable[Verdict], kinds: Collection[str]) -> float:
+    """Share of the questions of these kinds that have an answer but get "I cannot tell"."""
+    unknown = Prompts(processor, MODEL_SIDE).answer(UNKNOWN)[0]
+    answerable = [v for v in verdicts if v.question.kind in kinds and v.question.kind != UNANSWERABLE]
+    return round(sum(v.first == unknown for v in answerable) / max(1, len(answerable)), 4)
 
 
 def _ask(

@@ -23,7 +23,7 @@ from lab.tabletop.cache import FOLDER, cached_path, load_takes
 from lab.tabletop.packing import Pool, draw_sample
 from lab.tabletop.questions import ALL_KINDS
 from lab.tabletop.recipe import Recipe, corpus
-from lab.tabletop.score import judge, judge_foreign
+from lab.tabletop.score import falsely_untold, judge, judge_foreign
 from lab.tabletop.studio import MODEL_SIDE
 from lab.tabletop.vision import LABELS, Footage, Heads, footage, look_near, mirrored, token_labels
 from lab.world.packing import Prompts, pack
@@ -270,6 +270,7 @@ def _finish(run: Training[Recipe], out: Path, clips: Path) -> None:
         foreign = tables(judge_foreign(saved, processor, split, range(len(seeds)), truths))["accuracy"]
         run.say(
             {"event": split, "clips": len(seeds), "foreign_told_apart": foreign, "shipped_kinds": kinds}
+            | {"falsely_untold": falsely_untold(processor, verdicts, kinds)}
             | {"shipped": tables(verdicts, kinds), "all": tables(verdicts)}
         )
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")

@@ -49,11 +49,15 @@ def hidden_states(model: Any, batch: Batch, patches: Tensor, blind: str = "") ->
 
 @dataclass(frozen=True)
 class Verdict:
-    """A question, whether greedy decoding says the whole expected sentence, and whether its first word is right."""
+    """A question, whether greedy decoding says the expected sentence, whether its first word is right, and that word.
+
+    `first` is the token that greedy decoding says first.
+    """
 
     question: Question
     exact: bool
     word: bool
+    first: int
 
 
 @torch.no_grad()
@@ -92,11 +96,12 @@ def verdicts_on(model: Any, prompts: Prompts, patches: Tensor, questions: Sequen
     batch = pack(prompts, [Sample(slots, slots, tuple(questions))], tail=1.0).to(patches.device)
     hidden = hidden_states(model, batch, patches.flatten(0, 1))
     asked = batch.target[0] >= 0
-    right = model.lm_head(hidden[0, asked]).argmax(-1) == batch.target[0, asked]
+    said = model.lm_head(hidden[0, asked]).argmax(-1)
+    right = said == batch.target[0, asked]
     segment, first = batch.segment[0, asked], batch.deciding[0, asked]
     for number, question in enumerate(questions, 1):
         own = segment == number
-        yield Verdict(question, bool(right[own].all()), bool(right[own & first].all()))
+        yield Verdict(question, bool(right[own].all()), bool(right[own & first].all()), int(said[own & first][0]))
 
 
 def tables(verdicts: Iterable[Verdict], kinds: Iterable[str] | None = None) -> dict[str, Any]:

@@ -14,10 +14,15 @@ from lab.tabletop.cache import cached_path, save_takes
 from lab.tabletop.packing import SLOTS, Pool, draw_sample
 from lab.tabletop.questions import KINDS, UNANSWERABLE, UNKNOWN
 from lab.tabletop.recipe import SHAPE, STAGES, Recipe, corpus
+from lab.tabletop.records import Question
+from lab.tabletop.score import falsely_untold
 from lab.tabletop.studio import Take
 from lab.tabletop.truth import MIXED, OFF, TABLE, Truth
 from lab.tabletop.vision import CELLS, IGNORED, LABELS, look_near, scene_labels, token_labels
+from lab.world.packing import Prompts
 from lab.world.records import INTERVALS
+from lab.world.score import Verdict
+from sharp_demo.backbones.processor import Processor
 from sharp_demo.backbones.tiny import write_checkpoint
 from sharp_demo.errors import InputError
 from tests.lab.tabletop.scenes import CLIP, SAND, TILES, WOOD
@@ -161,3 +166,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: 
     learned = [[row["loss"] for row in log if "stage" in row] for log in (whole, parts)]
     assert learned[0] == learned[1]
     assert whole[-1]["event"] == "validation"
+    assert whole[-1]["falsely_untold"] == 0  # no kind was learned
+
+
+def test_cannot_tell_is_false_where_there_is_an_answer(tmp_path: Path):
+    processor = Processor.from_pretrained(write_checkpoint(tmp_path / "blank", "llava-onevision", SHAPE))
+    unknown = Prompts(processor, 160).answer(UNKNOWN)[0]
+    question = Question("What color is the cube on the sand?", "Red is its color.", "Red", "color_of", (0, 1))
+    untold = replace(question, answer=UNKNOWN, word="I", kind=UNANSWERABLE)
+    verdicts = [Verdict(question, False, False, unknown), Verdict(question, True, True, unknown + 1)]
+    verdicts += [Verdict(untold, True, True, unknown), Verdict(replace(question, kind="drop"), False, False, unknown)]
+    assert falsely_untold(processor, verdicts, ("color_of", UNANSWERABLE)) == 0.5
+    assert falsely_untold(processor, verdicts, ("color_of", "drop")) == 0.6667
+    assert falsely_untold(processor, verdicts, ()) == 0
