@@ -34,7 +34,7 @@ from lab.headlines import (  # noqa: E402
     speed_table,
     stored,
 )
-from lab.speed import prefill_tables, scale  # noqa: E402
+from lab.tables import scale, speed  # noqa: E402
 from lab.tables.pages import RENDERERS, page  # noqa: E402
 from sharp_demo.backbones import families  # noqa: E402
 from sharp_demo.cli import app  # noqa: E402
@@ -188,7 +188,7 @@ def stored_benchmarks() -> list[Path]:
 def bench_page(path: Path, title: str, level: int = 1) -> str:
     """One stored benchmark as Markdown."""
     document = json.loads(path.read_text("utf-8"))
-    write = scale.markdown if document["kind"] == "scale" else prefill_tables.markdown
+    write = scale.markdown if document["kind"] == "scale" else speed.markdown
     return write(document, title, level=level)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lab.tables.names import content_title
 from sharp_demo.errors import InputError
 
 # Shares of the variance: what a whole segment has in common, what one cell of it keeps, what is new in every frame.
@@ -38,7 +39,7 @@ class Content:
 
     @property
     def title(self) -> str:
-        return f"{self.segments} segment{'s' * (self.segments > 1)}, {self.duplicates:.0%} repeated"
+        return content_title(vars(self))
 
 
 def clip_like(content: Content, frames: int, cells: int, width: int, seed: int = 0) -> Tensor:

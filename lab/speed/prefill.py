@@ -1,7 +1,6 @@
 """`bench prefill`: vanilla and every method, interleaved in one run on the same prompt.
 
-One round measures every case once; every other round runs them backwards, so that a machine that slowly gets busier
-or hotter treats all alike. Speed-ups are ratios within a round.
+Rounds and ratios are the engine's (`sharp_demo.engine.timing`).
 """
 
 from __future__ import annotations
@@ -17,22 +16,25 @@ import torch
 
 from lab.provenance import commit, machine
 from lab.speed.content import Content
+from lab.speed.memory import added_on_cpu, peak_memory
 from lab.speed.subject import FRAME_SIZE, Prompt, Subject, make_prompt
-from lab.speed.timing import Ratio, paired_ratio, peak_memory, summary
+from lab.speed.timing import MIN_ROUNDS, summary
+from lab.tables.names import PLAIN
 from sharp_demo.backbones.features import encode_video
 from sharp_demo.backbones.load import choose_attention
 from sharp_demo.backbones.signals import signals_refusal
 from sharp_demo.cost import exact_tflops
 from sharp_demo.engine.figures import prefill_tflops, versions
 from sharp_demo.engine.generation import cache_bytes, decode_step, prefill
+from sharp_demo.engine.timing import paired_ratio, timing_rounds
 from sharp_demo.errors import InputError
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.outcome import Role, Run
 from sharp_demo.pruning.registry import make_method, method_class
 from sharp_demo.pruning.sharp.bias import BiasCache
+from sharp_demo.records import Ratio
 from sharp_demo.stopwatch import Stopwatch
 
-PLAIN = "plain"  # the model as transformers ships it, nothing attached
 COLD = "bias_setup"  # the one stage that a warm bias cache saves
 
 # The columns of the ShaRP paper's Table 4 and the stages each holds; gathering has no column there.
@@ -59,7 +61,11 @@ CONTAINS = {
     "bias_cold": "what the first prompt with this layout pays on top: one black frame through the vision tower (a "
     "stand-in of one layer where a configuration's tower is not timed), then the black video through the layers before",
     "decode": "one further token, greedy, on the pruned cache; median",
-    "peak": "CUDA: allocator's peak within prefill and decode, weights included; Linux CPU: peak resident set",
+    "peak": "CUDA: allocator's peak within prefill and decode, weights included; unknown on a CPU",
+    "added": "activations and keys and values at their highest, above what was there before: CUDA by the allocator, "
+    "within prefill and decode; CPU by counting every tensor of one more prefill, which is not timed",
+    "first token": "frames to the first token's id, vision tower included, one tower pass in every round; decoding a "
+    "file is not in it. Ceiling: the ratio if the method's prefill took no time",
     "flops ratio": "exact arithmetic on token counts: grouped heads, SwiGLU, causal attention, text, one row of logits",
     "executed ratio": "the same with what the method really runs: segment mask in layer 0, scores, warm bias",
 }
@@ -83,7 +89,9 @@ class Case:
 class PrefillPlan:
     """What to measure. Raises InputError (MethodError for a method) for values out of range.
 
-    `vision`: how often to time the vision tower; 0 leaves it out. `attentions`: backends to run side by side;
+    `vision`: how often to time the vision tower; 0 leaves it out. `ttft`: time it once in every round in place of
+    that, and give the time to the first token, its ratio to vanilla's and the ratio's ceiling. `attentions`: backends
+    to run side by side;
     empty, or "auto", for the one chosen by device and dtype. `plain`: measure the model with nothing attached, too.
     """
 
@@ -98,6 +106,12 @@ class PrefillPlan:
     vision: int = 0
     seed: int = 0
     plain: bool = True
+    ttft: bool = False
+
+    @property
+    def tower(self) -> bool:
+        """Whether the vision tower is run, and so must be built."""
+        return self.ttft or self.vision > 0
 
     def __post_init__(self) -> None:
         for what, value, low in (
@@ -160,18 +174,22 @@ Measure = Callable[[Case], Sample]
 Progress = Callable[[str], None]
 
 
-def round_order(cases: Sequence[Case], number: int) -> list[Case]:
-    """Forwards in even rounds, backwards in odd ones."""
-    return list(cases) if number % 2 == 0 else list(reversed(cases))
-
-
-def interleaved(cases: Sequence[Case], rounds: int, measure: Measure, progress: Progress) -> dict[Case, list[Sample]]:
-    """Measure every case once per round; sample i of every case is from round i."""
+def interleaved(
+    cases: Sequence[Case],
+    rounds: int,
+    measure: Measure,
+    progress: Progress,
+    each_round: Callable[[], None] = lambda: None,
+) -> dict[Case, list[Sample]]:
+    """Measure every case once per round; sample i of every case is from round i. `each_round` opens every round."""
     samples: dict[Case, list[Sample]] = {case: [] for case in cases}
-    for number in range(rounds):
-        for case in round_order(cases, number):
-            progress(f"round {number + 1} of {rounds}: {case.method} {case.retention:g}")
-            samples[case].append(measure(case))
+    opened = -1
+    for number, case in timing_rounds(cases, most=rounds):
+        if number > opened:
+            opened = number
+            each_round()
+        progress(f"round {number + 1} of {rounds}: {case.method} {case.retention:g}")
+        samples[case].append(measure(case))
     return samples
 
 
@@ -227,34 +245,62 @@ class Bench:
                 self.bias_cache.put(key, rows)
         return seen
 
-    @torch.inference_mode()
-    def vision_ms(self) -> tuple[list[float], list[float]]:
-        """Times of the vision tower on as many frames of noise, after one frame as a warm-up; of reading it, apart.
-
-        It is read (attention and keys of one layer) where a method of the plan chooses by it.
-        """
-        subject, plan = self.subject, self.plan
-        if plan.vision and subject.stand_in_tower:
+    def warm_tower(self) -> Tower | None:
+        """The vision tower, run once on one frame; None where the plan does not run it."""
+        if not self.plan.tower:
+            return None
+        if self.subject.stand_in_tower:
             raise InputError("the vision tower was not built: it cannot be timed")
-        step = subject.family.frames_per_token(subject.model.config)
-        rng = np.random.default_rng(plan.seed)
-        video = rng.integers(0, 256, (self.frames * step, *FRAME_SIZE, 3), dtype=np.uint8) if plan.vision else None
-        read = any(method_class(name).needs_vision for name in plan.methods) and signals_refusal(subject.model) is None
-        times, reading = [], []
-        for number in range(plan.vision + 1 if plan.vision else 0):
-            assert video is not None
-            pixels = subject.processor.video.pixels(video if number else video[:step])
-            watch = Stopwatch(subject.model.device)
-            with watch("vision"):
-                features = encode_video(subject.model, pixels, signals=read)
-            reading.append(features.signals.ms if features.signals is not None else 0.0)
-            times.append(watch.ms()["vision"] - reading[-1])
-        return times[1:], reading[1:] if read else []
+        methods = (method_class(name) for name in self.plan.methods)
+        read = any(method.needs_vision for method in methods) and signals_refusal(self.subject.model) is None
+        step = self.subject.family.frames_per_token(self.subject.model.config)
+        rng = np.random.default_rng(self.plan.seed)
+        video = rng.integers(0, 256, (self.frames * step, *FRAME_SIZE, 3), dtype=np.uint8)
+        Tower(self.subject, video[:step], read).run()
+        return Tower(self.subject, video, read)
+
+    @torch.inference_mode()
+    def added_bytes(self, case: Case) -> int | None:
+        """Bytes that one more prefill adds on a CPU, by torch's counters; None elsewhere, where samples tell."""
+        model, prompt, method = self.subject.model, self.prompts[case.content], case.make(self.subject.shape.layers)
+        if model.device.type != "cpu":
+            return None
+        self._use(case.attention)
+        context = nullcontext() if method is None else method(model, self.subject.processor, self.bias_cache)
+        with context, added_on_cpu() as peak:
+            prefill(model, prompt.inputs)
+        return peak.added
 
     def _use(self, attention: str) -> None:
         """Ask the model itself what it runs: another bench may have used it since."""
         if attention != running_attention(self.subject.model):
             self.subject.model.set_attn_implementation(attention)
+
+
+@dataclass
+class Tower:
+    """The vision tower on a video of noise, uint8 [T, H, W, 3]; `times` and `reading` grow with every run.
+
+    It is read (attention and keys of one layer) where a method of the plan chooses by it, timed apart.
+    """
+
+    subject: Subject
+    video: np.ndarray = field(repr=False)
+    read: bool
+    times: list[float] = field(default_factory=list)
+    reading: list[float] = field(default_factory=list)
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        """Encode the video once, by the clock."""
+        pixels = self.subject.processor.video.pixels(self.video)
+        watch = Stopwatch(self.subject.model.device)
+        with watch("vision"):
+            features = encode_video(self.subject.model, pixels, signals=self.read)
+        reading = features.signals.ms if features.signals is not None else 0.0
+        self.times.append(watch.ms()["vision"] - reading)
+        if self.read:
+            self.reading.append(reading)
 
 
 def running_attention(model: Any) -> str:
@@ -296,9 +342,15 @@ def measure_prefill(
         if method is not None:
             method.check(subject.shape.layers)
     with attention_restored(subject.model):
-        vision, reading = bench.vision_ms()
+        tower = bench.warm_tower()
+        if tower is not None and not plan.ttft:
+            for _ in range(plan.vision):
+                tower.run()
         cold = bench.warm_up(cases, progress) if measure is None else {}
-        samples = interleaved(cases, plan.rounds, measure or bench.measure, progress)
+        each_round = tower.run if tower is not None and plan.ttft else lambda: None
+        samples = interleaved(cases, plan.rounds, measure or bench.measure, progress, each_round)
+        added = {case: bench.added_bytes(case) for case in cases} if measure is None else {}
+    vision, reading = (tower.times, tower.reading) if tower is not None else ([], [])
     prompt = bench.prompts[plan.contents[0]]
     return {
         "kind": "prefill",
@@ -307,7 +359,11 @@ def measure_prefill(
         "vision_scores_ms": summary(reading) if reading else None,
         "attached_overhead": {case.attention: _overhead(samples, case) for case in cases if case.method == PLAIN},
         "results": [
-            _result(subject, bench.prompts[case.content], case, samples, cold.get(case), vision, reading)
+            {
+                **_result(subject, bench.prompts[case.content], case, samples, cold.get(case), vision, reading),
+                **({"added_bytes": added[case]} if added.get(case) is not None else {}),
+                "ttft": _ttft(case, samples, tower) if tower is not None and plan.ttft else None,
+            }
             for case in cases
         ],
     }
@@ -316,7 +372,29 @@ def measure_prefill(
 def _overhead(samples: dict[Case, list[Sample]], plain: Case) -> dict[str, Any]:
     """Time with nothing active but the runtime attached, over the time of the model as it is."""
     attached = samples[replace(plain, method="vanilla")]
-    return asdict(paired_ratio([s.prefill_ms for s in attached], [s.prefill_ms for s in samples[plain]]))
+    return asdict(paired_ratio([s.prefill_ms for s in attached], [s.prefill_ms for s in samples[plain]], MIN_ROUNDS))
+
+
+def _ttft(case: Case, samples: dict[Case, list[Sample]], tower: Tower) -> dict[str, Any]:
+    """Times to the first token, tower and prefill of the same round; vanilla's over them, and what that could be.
+
+    The ceiling is vanilla's time over what the case spends before its prefill.
+    """
+    vanilla = samples[_vanilla_of(case, samples)]
+    reads = tower.read and case.method != PLAIN and method_class(case.method).needs_vision
+    before = [sum(pair) for pair in zip(tower.times, tower.reading, strict=True)] if reads else tower.times
+    own = [ms + sample.warm_ms for ms, sample in zip(before, samples[case], strict=True)]
+    whole = [ms + sample.warm_ms for ms, sample in zip(tower.times, vanilla, strict=True)]
+    return {
+        "ms": summary(own),
+        "before_prefill_ms": float(np.median(before)),
+        "speedup": asdict(paired_ratio(whole, own, MIN_ROUNDS)),
+        "ceiling": asdict(paired_ratio(whole, before, MIN_ROUNDS)),
+    }
+
+
+def _vanilla_of(case: Case, samples: dict[Case, list[Sample]]) -> Case:
+    return next(one for one in samples if one.method == "vanilla" and one.attention == case.attention)
 
 
 def _setup(subject: Subject, plan: PrefillPlan, prompt: Prompt, reasons: dict[str, str]) -> dict[str, Any]:
@@ -354,8 +432,7 @@ def _result(
     reading: Sequence[float],
 ) -> dict[str, Any]:
     mine = samples[case]
-    vanilla_case = next(c for c in samples if c.method == "vanilla" and c.attention == case.attention)
-    vanilla = samples[vanilla_case]
+    vanilla = samples[_vanilla_of(case, samples)]
     times, reference = [s.warm_ms for s in mine], [s.warm_ms for s in vanilla]
     timed = summary(times)
     stages = {
@@ -365,7 +442,7 @@ def _result(
     vanilla_ms = float(np.median(reference))
     decode = [float(np.median(s.decode_ms)) for s in mine if s.decode_ms]
     decode_vanilla = [float(np.median(s.decode_ms)) for s in vanilla if s.decode_ms]
-    speedup, cpu = paired_ratio(reference, times), _cpu_ms(mine)
+    speedup, cpu = paired_ratio(reference, times, MIN_ROUNDS), _cpu_ms(mine)
     flops = _flops(subject, prompt, case, mine[-1].run)
     setup_ms = cold.stages.get(COLD) if cold is not None else None
     needs_vision = case.method != PLAIN and method_class(case.method).needs_vision
@@ -395,14 +472,14 @@ def _result(
             "vision_share": None if tower_ms is None else tower_ms / (tower_ms + timed["median"]),
         },
         "decode_ms_per_token": summary(decode) if decode else None,
-        "decode_gain": asdict(paired_ratio(decode_vanilla, decode)) if decode else None,
+        "decode_gain": asdict(paired_ratio(decode_vanilla, decode, MIN_ROUNDS)) if decode else None,
         "kv_bytes": mine[-1].kv_bytes,
         "kv_share": mine[-1].kv_bytes / vanilla[-1].kv_bytes,
         "peak_bytes": max((s.peak_bytes for s in mine if s.peak_bytes is not None), default=None),
         "added_bytes": max((s.added_bytes for s in mine if s.added_bytes is not None), default=None),
         "speedup": asdict(speedup),
         "cpu_time_ms": summary(cpu) if cpu else None,
-        "speedup_in_cpu_time": asdict(paired_ratio(_cpu_ms(vanilla), cpu)) if cpu else None,
+        "speedup_in_cpu_time": asdict(paired_ratio(_cpu_ms(vanilla), cpu, MIN_ROUNDS)) if cpu else None,
         "flops": flops,
         "share_of_flops_ratio": _share(speedup, flops["ratio"]),
         "share_of_executed_ratio": _share(speedup, flops["executed_ratio"]),

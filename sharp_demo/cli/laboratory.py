@@ -82,6 +82,7 @@ def evaluate(
 
 
 def prefill(
+    context: typer.Context,
     config: Annotated[
         str | None,
         typer.Option(help=f"one of {', '.join(published_models())}, built with random weights"),
@@ -100,6 +101,9 @@ def prefill(
     rounds: Annotated[int, typer.Option(help="interleaved rounds; with fewer than 3 no speed-up is shown")] = 5,
     decode_tokens: Annotated[int, typer.Option(help="tokens to decode after each prefill")] = 4,
     vision: Annotated[int, typer.Option(help="times to run the vision tower; 0: a configuration is built without")] = 0,
+    ttft: Annotated[
+        bool, typer.Option("--ttft", help="end to end: the tower once in every round, the first token and its ceiling")
+    ] = False,
     layers: Annotated[str, typer.Option(help="all, or fewer decoder layers of a configuration")] = "all",
     threads: Annotated[int, typer.Option(min=0, help="torch CPU threads; 0: all")] = 1,
     device: Annotated[str | None, typer.Option(help="auto, cuda, mps or cpu; default: the settings'")] = None,
@@ -123,30 +127,6 @@ def prefill(
 
     settings = read_settings()
     _find_laboratory("bench")
-    from lab.speed.prefill_command import run
+    from lab.speed.prefill_command import PrefillOptions, run
 
-    run(
-        settings,
-        model=model,
-        config=config,
-        layers=layers,
-        tokens=tokens,
-        text_tokens=text_tokens,
-        methods=methods,
-        retention=retention,
-        segments=segments,
-        duplicates=duplicates,
-        device=device,
-        dtype=dtype,
-        attention=attention,
-        scale_frames=scale,
-        rounds=rounds,
-        decode_tokens=decode_tokens,
-        vision=vision,
-        seed=seed,
-        threads=threads,
-        json_path=json_,
-        markdown_path=markdown,
-        svg_path=svg,
-        profile_path=profile,
-    )
+    run(settings, PrefillOptions(**context.params))

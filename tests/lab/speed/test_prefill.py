@@ -16,12 +16,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lab.speed import prefill, prefill_tables, scale
+from lab.speed import prefill, scale
 from lab.speed.content import Content, clip_like
-from lab.speed.prefill import PLAIN, TABLE_4, Bench, Case, PrefillPlan, Sample, measure_prefill, round_order
+from lab.speed.memory import added_on_cpu, highest, peak_memory
+from lab.speed.prefill import TABLE_4, Bench, Case, PrefillPlan, Sample, measure_prefill
 from lab.speed.prefill_command import methods_of
 from lab.speed.subject import Subject, build_subject, checkpoint_subject, make_prompt
-from lab.speed.timing import MAX_SPREAD, paired_ratio, peak_memory, spread, torch_threads
+from lab.speed.timing import torch_threads
+from lab.tables import scale as scale_tables
+from lab.tables import speed as tables
+from lab.tables.names import PLAIN, label
 from sharp_demo.backbones.families import published
 from sharp_demo.cli import main
 from sharp_demo.cost import exact_tflops, kv_bytes
@@ -107,38 +111,40 @@ def test_clips_repeat_with_the_seed_and_differ_without() -> None:
     assert not torch.equal(one, other)
 
 
-# -- statistics ------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------------------------
 
 
-def test_ratios_are_paired_within_rounds() -> None:
-    ratio = paired_ratio([10, 20, 11, 12, 10], [5, 10, 5.5, 6, 4])
-    assert (ratio.value, ratio.low, ratio.high) == (2, 2, 2.5)
-    assert ratio.text == "2.00x (2.00 to 2.50)"
+def test_the_highest_sum_of_changes_is_the_peak() -> None:
+    assert highest([5, -5, 3, 4, -2, 1, -6]) == 7
+    assert highest([-5, 3]) == 0
+    assert highest([]) == 0
 
 
-@pytest.mark.parametrize("side", [0, 1])
-def test_no_speed_up_is_shown_when_either_side_spreads(side: int) -> None:
-    calm, wild = [10.0, 10.1, 9.9, 10.0, 10.2], [10.0, 20.0, 9.0, 15.0, 8.0]
-    assert spread(calm) < MAX_SPREAD < spread(wild)
-    ratio = paired_ratio(*((wild, calm) if side else (calm, wild)))
-    assert ratio.value is None
-    assert ratio.text == f"n/a (spread {spread(wild):.0%})"
-    assert paired_ratio([1, 1], [1, 1]).text == "n/a (2 rounds, at least 3 are needed)"
-    with pytest.raises(ValueError, match="not pairs"):
-        paired_ratio([1], [1, 2])
-
-
-def test_peak_memory_sees_what_a_block_adds_and_says_nothing_where_it_cannot(tmp_path: Path) -> None:
-    with peak_memory(torch.device("cpu"), tmp_path / "none") as peak:
-        pass
+def test_added_memory_is_counted_tensor_by_tensor() -> None:
+    with added_on_cpu() as peak:
+        first = torch.ones(1 << 20)  # 4 MiB
+        del first
+        second = torch.ones(1 << 19)
+        third = torch.ones(1 << 18)
+        del second, third
+    assert peak.added == pytest.approx(4 << 20, abs=4096)
     assert peak.bytes is None
-    assert peak.added is None
-    if not Path("/proc/self/clear_refs").exists():
-        return
+
+
+def test_memory_is_not_told_where_no_counter_tells_it() -> None:
     with peak_memory(torch.device("cpu")) as peak:
-        torch.ones(64 << 18)
-    assert peak.added is not None
-    assert 60e6 < peak.added < 200e6
+        torch.ones(1 << 20)
+    assert (peak.bytes, peak.added) == (None, None)
+
+
+def test_pruning_shows_in_the_memory_a_prefill_adds(document: dict[str, Any], llava: Subject) -> None:
+    added = {result["method"]: result["added_bytes"] for result in document["results"]}
+    assert added["sharp"] < added["fastv"] < added["vanilla"]
+    assert added["vanilla"] == pytest.approx(added[PLAIN], rel=0.02)
+    bench = Bench(llava, replace(PLAN, tokens=8 * llava.per_frame))
+    case = Case("vanilla", 1.0, CONTENT, "sdpa")
+    assert bench.added_bytes(case) == pytest.approx(added["vanilla"], rel=0.01), "the same every time"
+    assert added["vanilla"] > document["results"][1]["kv_bytes"], "activations come on top of keys and values"
 
 
 def test_threads_are_put_back() -> None:
@@ -159,7 +165,6 @@ def test_rounds_run_forwards_and_backwards_over_all_cases(llava: Subject) -> Non
     cases = plan.cases(["sdpa"])
     assert [case.method for case in cases] == [PLAIN, "vanilla", "fastv", "feather", "sharp"]
     assert order == [*cases, *reversed(cases), *cases]
-    assert round_order(cases, 1) == cases[::-1]
 
 
 def test_speed_up_reached_share_and_refusal_come_from_the_samples(llava: Subject) -> None:
@@ -176,7 +181,7 @@ def test_speed_up_reached_share_and_refusal_come_from_the_samples(llava: Subject
     assert by_method["feather"]["speedup"]["value"] is None
     assert by_method["feather"]["share_of_flops_ratio"] is None
     assert document["attached_overhead"]["sdpa"]["value"] == pytest.approx(1.01)
-    page = prefill_tables.markdown(document)
+    page = tables.markdown(document)
     assert "n/a (spread" in page
     assert "4.00x (4.00 to 4.00)" in page
     assert "Vanilla attached / plain model: sdpa 1.01x (1.01 to 1.01)" in page
@@ -219,8 +224,8 @@ def test_document_says_what_was_measured(document: dict[str, Any], llava: Subjec
 
 
 def test_tables_show_every_case_once(document: dict[str, Any]) -> None:
-    page = prefill_tables.markdown(document)
-    for section in prefill_tables.sections(document):
+    page = tables.markdown(document)
+    for section in tables.sections(document):
         assert f"# {section.title}" in page
         assert all(len(row) == len(section.header) for row in section.rows)
         wanted = ["Vanilla", "FastV 25.0%", "Feather 25.0%", "ShaRP 25.0%"]
@@ -256,12 +261,36 @@ def test_reading_the_tower_is_paid_by_those_who_choose_by_it(cpu_settings: Setti
             else None
         )
         assert first["with_vision"] == pytest.approx(first["without_vision"] + tower + pays * reading)
-    stages = prefill_tables.stages(document)
+    stages = tables.stages(document)
     assert stages.header[-2:] == ["tower's scores", "of vanilla"]
     assert [row[0] for row in stages.rows if row[-2]] == ["VisionZip 25.0%", "VisionZip + ShaRP 25.0%"]
     unread = measure_prefill(subject, replace(plan, methods=("vanilla", "sharp")))
     assert unread["vision_scores_ms"] is None
-    assert "tower's scores" not in prefill_tables.markdown(unread)
+    assert "tower's scores" not in tables.markdown(unread)
+
+
+@pytest.mark.parametrize("name", ["llava-onevision-0.5b", "qwen2-vl-2b"])
+def test_the_first_token_has_the_tower_of_its_round_and_a_ceiling(name: str, cpu_settings: Settings) -> None:
+    subject = small(name, cpu_settings, vision=True)
+    plan = replace(
+        PLAN, methods=("vanilla", "visionzip", "sharp"), tokens=2 * subject.per_frame, ttft=True, plain=False
+    )
+    document = measure_prefill(subject, plan)
+    tower, reading = (document[key]["samples"] for key in ("vision_ms", "vision_scores_ms"))
+    assert len(tower) == len(reading) == plan.rounds
+    by_method = {result["method"]: result for result in document["results"]}
+    whole = [ms + own for ms, own in zip(tower, by_method["vanilla"]["prefill_ms"]["samples"], strict=True)]
+    for method, result in by_method.items():
+        before = [ms + extra for ms, extra in zip(tower, reading, strict=True)] if method == "visionzip" else tower
+        timed = result["ttft"]
+        own = [ms + prefill for ms, prefill in zip(before, result["prefill_ms"]["samples"], strict=True)]
+        assert timed["ms"]["samples"] == pytest.approx(own)
+        for figure, below in (("speedup", own), ("ceiling", before)):
+            assert timed[figure]["low"] == pytest.approx(min(a / b for a, b in zip(whole, below, strict=True)))
+        assert timed["ceiling"]["high"] > timed["speedup"]["high"]
+    page = tables.markdown(document)
+    assert "Time to the first token" in page
+    assert len(tables.first_token(document).rows) == 3
 
 
 def test_all_stands_for_every_method() -> None:
@@ -294,7 +323,7 @@ def test_backends_and_contents_stand_side_by_side(llava: Subject) -> None:
     document = measure_prefill(llava, plan, measure=measure)
     llava.model.set_attn_implementation("sdpa")
     assert set(used) == {"sdpa", "eager"}
-    labels = [prefill_tables.label(result, document) for result in document["results"]]
+    labels = [label(result, document) for result in document["results"]]
     assert len(set(labels)) == len(labels) == 8
     assert "ShaRP 25.0%, 1 segment, 95% repeated, eager" in labels
     assert set(document["attached_overhead"]) == {"sdpa", "eager"}
@@ -363,7 +392,7 @@ def test_scale_measures_every_length_and_draws_it(llava: Subject) -> None:
     document = scale.measure_scale(llava, plan, (2, 4, 8), measure=timed)
     assert [run["setup"]["layout"][0] for run in document["runs"]] == [2, 4, 8]
     assert document["fits"]["prefill"] == {"Vanilla": pytest.approx(2), "ShaRP 25.0%": pytest.approx(1.5)}
-    page, picture = scale.markdown(document), scale.svg(document)
+    page, picture = scale_tables.markdown(document), scale_tables.svg(document)
     assert "| Vanilla |" in page
     assert " 2.00 |" in page
     assert len(picture) < 100_000
@@ -377,7 +406,7 @@ def test_a_measure_known_at_one_length_only_is_not_drawn(llava: Subject) -> None
     document = measure_prefill(
         llava, replace(PLAN, tokens=2 * llava.per_frame), measure=faked(lambda case, number: 1.0)
     )
-    picture = scale.svg({"runs": [document], "fits": scale.fits([document])})
+    picture = scale_tables.svg({"runs": [document], "fits": scale.fits([document])})
     assert "circle" not in picture
     ElementTree.fromstring(picture)
 
@@ -478,4 +507,3 @@ def test_the_plain_model_and_vanilla_are_warmed_up_as_well(llava: Subject) -> No
     bench = Bench(llava, replace(PLAN, tokens=llava.per_frame * 2))
     cases = [Case(name, 1.0, CONTENT, "sdpa") for name in (PLAIN, "vanilla")]
     assert list(bench.warm_up(cases, lambda line: None)) == cases
-    assert round_order(cases, 1) == cases[::-1]

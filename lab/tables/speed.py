@@ -1,4 +1,4 @@
-"""The documents of `bench prefill` as Markdown and on a terminal: the same sections, rendered twice."""
+"""The documents of `bench prefill` as Markdown."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lab.speed.content import Content
-from lab.speed.prefill import PLAIN
-from lab.speed.timing import Ratio, paired_ratio
+from lab.tables.names import PLAIN, content_title, label
 from lab.tables.text import table
-from sharp_demo.pruning.registry import method_class
+from sharp_demo.engine.timing import paired_ratio
+from sharp_demo.records import Ratio
 
 Document = dict[str, Any]
 Result = dict[str, Any]
@@ -37,7 +36,36 @@ class Section:
 
 def sections(document: Document) -> list[Section]:
     """All tables of one measurement."""
-    return [speed(document), stages(document), decoding(document)]
+    timed = any(result.get("ttft") for result in document["results"])
+    first = [first_token(document)] if timed else []
+    return [*first, speed(document), stages(document), decoding(document)]
+
+
+def first_token(document: Document) -> Section:
+    """End to end from the frames: what is seen before the prefill, the ratio to vanilla, and the ratio's ceiling."""
+    header = ["method", "first token ms", "of it before prefill", "prefill ms", "speed-up (rounds)", "ceiling"]
+    header += ["added memory MB", "of vanilla"]
+    added = {one["attention"]: one["added_bytes"] for one in document["results"] if one["method"] == "vanilla"}
+    rows = []
+    for result in document["results"]:
+        if result["method"] == PLAIN:
+            continue
+        timed, pruned, whole = result["ttft"], result["method"] != "vanilla", added[result["attention"]]
+        rows.append(
+            [
+                label(result, document),
+                milliseconds(timed["ms"]["median"]),
+                share(timed["before_prefill_ms"] / timed["ms"]["median"]),
+                milliseconds(result["prefill_ms"]["median"]),
+                ratio_text(Ratio(**timed["speedup"])) if pruned else "",
+                ratio_text(Ratio(**timed["ceiling"])),
+                megabytes(result["added_bytes"]),
+                share(result["added_bytes"] / whole) if whole else "",
+            ]
+        )
+    contains = document["setup"]["contains"]
+    note = f"First token: {contains['first token']}. Added memory: {contains['added']}."
+    return Section("Time to the first token", header, rows, note)
 
 
 def speed(document: Document) -> Section:
@@ -55,7 +83,7 @@ def speed(document: Document) -> Section:
                 milliseconds(timed["median"]),
                 milliseconds(timed["min"]),
                 f"{timed['spread']:.1%}",
-                Ratio(**result["speedup"]).text if pruned else "",
+                ratio_text(Ratio(**result["speedup"])) if pruned else "",
                 f"{flops['ratio']:.2f}x" if pruned else "",
                 share(result["share_of_flops_ratio"]) if pruned else "",
                 f"{flops['executed_ratio']:.2f}x" if pruned else "",
@@ -64,7 +92,7 @@ def speed(document: Document) -> Section:
         if by_cpu:
             ratio = Ratio(**result["speedup_in_cpu_time"])
             reached = None if ratio.value is None else ratio.value / flops["ratio"]
-            rows[-1] += [ratio.text, share(reached)] if pruned else ["", ""]
+            rows[-1] += [ratio_text(ratio), share(reached)] if pruned else ["", ""]
     overhead = "; ".join(attached_overheads(document))
     return Section(
         "Prefill",
@@ -85,7 +113,7 @@ def attached_overheads(document: Document) -> list[str]:
         cpu = None
         if whole["vanilla"] and whole[PLAIN]:
             cpu = paired_ratio(whole["vanilla"]["samples"], whole[PLAIN]["samples"])
-        lines.append(f"{attention} {Ratio(**ratio).text}" + (f", in CPU time {cpu.text}" if cpu else ""))
+        lines.append(f"{attention} {ratio_text(Ratio(**ratio))}" + (f", in CPU time {ratio_text(cpu)}" if cpu else ""))
     return lines
 
 
@@ -142,7 +170,7 @@ def decoding(document: Document) -> Section:
                 milliseconds(first["with_vision"]),
                 share(first["vision_share"]),
                 "" if decode is None else f"{decode['median']:.1f}",
-                "" if gain is None or result["method"] == "vanilla" else Ratio(**gain).text,
+                "" if gain is None or result["method"] == "vanilla" else ratio_text(Ratio(**gain)),
                 megabytes(result["kv_bytes"]),
                 share(result["kv_share"]),
                 megabytes(result["peak_bytes"]),
@@ -158,24 +186,8 @@ def decoding(document: Document) -> Section:
         header,
         rows,
         f"First token: prefill without video decoding; {timed}. Decode: {contains['decode']}. Peak: "
-        f"{contains['peak']}; added: above what was in use before the prefill.",
+        f"{contains['peak']}; added: {contains.get('added', 'above what was in use before the prefill')}.",
     )
-
-
-def label(result: Result, document: Document) -> str:
-    """Title and retention; content and backend where there are several."""
-    if result["method"] == PLAIN:
-        parts = ["plain model"]
-    else:
-        parts = [method_class(result["method"]).title]
-        if result["method"] != "vanilla":
-            parts[0] += f" {result['retention']:.1%}"
-    results = document["results"]
-    if len({tuple(one["content"].values()) for one in results}) > 1 and result["method"] not in (PLAIN, "vanilla"):
-        parts.append(Content(**result["content"]).title)
-    if len({one["attention"] for one in results}) > 1:
-        parts.append(result["attention"])
-    return ", ".join(parts)
 
 
 def kept(result: Result) -> str:
@@ -183,6 +195,13 @@ def kept(result: Result) -> str:
     tokens = result["tokens"]
     roles = ", ".join(f"{count} {role}" for role, count in tokens["roles"].items() if role != "kept")
     return f"{tokens['kept']}" + (f" ({roles})" if roles else "")
+
+
+def ratio_text(ratio: Ratio) -> str:
+    """A ratio and the range of its rounds, or why there is none."""
+    if ratio.value is None:
+        return f"n/a ({ratio.refused})"
+    return f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 def milliseconds(value: float | None) -> str:
@@ -203,7 +222,7 @@ def about(document: Document) -> str:
     machine, versions = setup["machine"], setup["versions"]
     frames, rows, cols = setup["layout"]
     contents = {tuple(one["content"].values()): one["content"] for one in document["results"]}
-    titles = " | ".join(Content(**content).title for content in contents.values())
+    titles = " | ".join(content_title(content) for content in contents.values())
     attention = ", ".join(f"{name} ({reason})" for name, reason in setup["attention"].items())
     gpu = f", {machine['gpu']}" if "gpu" in machine and setup["device"].startswith("cuda") else ""
     notes = "".join(f" {note[0].upper()}{note[1:]}." for note in setup["notes"])
