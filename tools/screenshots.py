@@ -51,7 +51,6 @@ def shoot(browser: Browser, url: str, path: Path, scheme: str, width: int, heigh
     page.wait_for_selector("#clip video")
     page.locator("#run").click()
     page.wait_for_function("document.querySelector('.sd').dataset.phase === 'done'", timeout=120_000)
-    page.wait_for_selector(".js-plotly-plot")
     page.locator(".sd-frame").fill(str(FRAME))
     page.locator(".sd-status" if width < 600 else "#title").scroll_into_view_if_needed()
     page.locator("#examples").evaluate("row => row.scrollTo(0, 0)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from sharp_demo import strings
 from sharp_demo.errors import InputError
 from sharp_demo.page.api import Api
 from sharp_demo.page.api_examples import NAME, api_markdown
-from sharp_demo.page.components import HERE, example_row, plain_text
+from sharp_demo.page.components import HERE, example_row, plain_text, plot_code
 from sharp_demo.page.controls import KNOBS
 from sharp_demo.page.examples import Example
 from sharp_demo.page.menu import described, group_css
@@ -111,14 +112,15 @@ def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[
         async with leaving_when_lost(engine), tidied(folder, KEEP_S):
             yield
 
+    charts = f"const PLOT_CODE = {json.dumps(plot_code())};"
     modes = (HERE / "css" / "modes.css").read_text("utf-8")
-    scripts = ((HERE / "js" / name).read_text("utf-8") for name in ("plots.js", "address.js"))
+    scripts = [(HERE / "js" / name).read_text("utf-8") for name in ("plots.js", "plotcode.js", "address.js")]
     return {
         "server_name": settings.host,
         "server_port": settings.port,
         "theme": make_theme(),
         "css": CSS + modes + group_css("methods") + (KIOSK_CSS if settings.kiosk else ""),
-        "head": "".join(f"<script>{script}</script>" for script in scripts),
+        "head": "".join(f"<script>{script}</script>" for script in [charts, *scripts]),
         "footer_links": ["api"],
         "run_history": False,
         "enable_monitoring": False,

@@ -58,6 +58,14 @@ def script_of(name: str) -> str:
     return "".join([*words, *((HERE / "js" / f"{one}.js").read_text("utf-8") for one in SCRIPTS.get(name, (name,)))])
 
 
+def plot_code() -> str:
+    """Return the name of the file with Gradio's code for charts; FileNotFoundError where this Gradio has none."""
+    assets = Path(gr.__file__).parent / "templates" / "frontend" / "assets"
+    for path in assets.glob("PlotlyPlot-*.js"):
+        return path.name
+    raise FileNotFoundError(f"no PlotlyPlot-*.js in {assets}")
+
+
 def token_columns(value: Any = None, **kwargs: Any) -> gr.HTML:
     """One card per method, the kept-token view over the frames, and the filmstrip; value: `Board.value()`."""
     return component("theatre", value, **kwargs)

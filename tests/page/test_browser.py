@@ -113,6 +113,14 @@ def example_shown(watched: Watched, address: str, number: int = 4) -> Page:
     return page
 
 
+def see_charts(page: Page) -> None:
+    """Scroll through the rows of charts, each of which is drawn when it is seen."""
+    for row in range(3):
+        page.locator(".charts").nth(row).scroll_into_view_if_needed()
+        shown = f"document.querySelectorAll('.charts')[{row}].querySelectorAll('.js-plotly-plot').length == 2"
+        page.wait_for_function(shown, timeout=60_000)
+
+
 def labels(page: Page) -> list[str]:
     return page.locator(".sd-canvas").evaluate_all("all => all.map(one => one.getAttribute('aria-label'))")
 
@@ -158,6 +166,7 @@ def test_upload_ask_run_move_and_run_again(watched, server, clip):
     page.locator(".sd-modes label", has_text="debiased").click()
     assert "no such score" in page.locator(".sd-probe").first.inner_text()
     assert page.locator(".sd-probe").last.inner_text().startswith("colour:")
+    see_charts(page)
     expect(page.locator(".js-plotly-plot")).to_have_count(6)
 
     ask(page, "And now?")
@@ -552,7 +561,7 @@ def test_example_click_on_every_screen(browser, server, width, scheme):
     question = page.locator("#examples strong").first.inner_text()
     expect(page.locator("#question textarea")).to_have_value(question)
     assert run(page) == "done"
-    page.wait_for_selector(".js-plotly-plot")
+    see_charts(page)
     too_wide = page.evaluate(
         """() => [...document.querySelectorAll('main *')].filter((node) => {
             const box = node.getBoundingClientRect();

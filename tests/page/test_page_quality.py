@@ -18,7 +18,7 @@ from sharp_demo.page.components import component, token_columns
 from sharp_demo.pruning.outcome import Role
 from sharp_demo.records import Result
 from tests.page.pieces import board_of, served
-from tests.page.test_browser import PAYLOADS, Watched, ask, browser, run, upload, watched
+from tests.page.test_browser import PAYLOADS, Watched, ask, browser, run, see_charts, upload, watched
 from tests.views.handmade import make_result
 
 __all__ = ["browser", "watched"]  # fixtures
@@ -61,6 +61,7 @@ def test_axe_finds_nothing_serious(browser, server, scheme, only):
     assert not serious(page, only)
     assert run(page) == "done"
     page.wait_for_selector(".sd-canvas")
+    see_charts(page)
     page.locator("#by-layer").click()
     page.wait_for_selector("#layer-map .js-plotly-plot", timeout=60_000)
     for tab in page.get_by_role("tab").all():
@@ -240,7 +241,7 @@ def test_scrubbing_and_payload(watched, server, measured):
     page = opened(watched, server, LINK + "&frames=32")
     assert run(page) == "done"
     page.wait_for_selector(".sd-canvas")
-    page.wait_for_selector(".js-plotly-plot")
+    see_charts(page)
     page.wait_for_timeout(1000)
     assert page.locator(".sd-frame").get_attribute("max") == "31"
     assert page.locator(".sd-card").count() == 4

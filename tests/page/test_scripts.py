@@ -12,7 +12,7 @@ import pytest
 from sharp_demo.page.components import HERE, SCRIPTS
 from tests.page.test_browser import browser  # noqa: F401
 
-LOADED = {"plots", "address"}  # in the page's head, not in a component
+LOADED = {"plots", "plotcode", "address"}  # in the page's head, not in a component
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,12 @@ from gradio.exceptions import Error
 
 from sharp_demo import strings
 from sharp_demo.page.board import Board
-from sharp_demo.page.components import token_columns
+from sharp_demo.page.components import component, token_columns
 from sharp_demo.page.inputs import Values
 from sharp_demo.page.runs import HIDDEN, MODEL, Controls, Finished, Mode, Runs, Updates, problem_of, public
 from sharp_demo.records import Request, Result
 from sharp_demo.views import figures
-from sharp_demo.views.benchmark import load_benchmark
-from sharp_demo.views.evidence import Evidence
+from sharp_demo.views.benchmark import Measured, load_benchmark
 from sharp_demo.views.report import comparison_dict, render_report
 
 # A download starts when its hidden button gets the file: the file is only written when someone asks for it.
@@ -42,11 +41,9 @@ class Compare(Mode):
         self.status = token_columns(Board.idle(runs.settings.methods).value(), elem_id="columns")
         with gr.Column(visible=False) as self.section:
             gr.Markdown(strings.SPEED_HELP)
-            with gr.Row():
-                self.speed, self.latency = _plots()
+            speed = ChartRow(0)
             gr.Markdown(strings.ATTENTION_HELP)
-            with gr.Row():
-                self.kept, self.attention_plot = _plots()
+            attention = ChartRow(1)
             self.by_layer = gr.Button(strings.BY_LAYER, size="sm", elem_id="by-layer")
             # A slider of the browser's own: the one that plotly draws cannot be moved by keyboard.
             self.layer = gr.Slider(0, 1, step=1, visible=False, label=strings.CHART_LAYERS_SLIDER, elem_id="layer")
@@ -54,11 +51,10 @@ class Compare(Mode):
                 self.layers = gr.Plot(visible=False, show_label=False, min_width=300, elem_id="layers")
                 self.layer_map = gr.Plot(visible=False, show_label=False, min_width=300, elem_id="layer-map")
             gr.Markdown(strings.ACCURACY_HELP)
-            with gr.Row():
-                self.depth, self.accuracy = _plots()
+            self.rows = (speed, attention, ChartRow(2))
             self._downloads()
         self.outputs = [
-            *(self.speed, self.latency, self.kept, self.attention_plot, self.depth, self.accuracy),
+            *(part for row in self.rows for part in (row.sight, *row.plots)),
             *(self.section, self.layer, self.layers, self.layer_map),
         ]
         self._wire()
@@ -78,9 +74,11 @@ class Compare(Mode):
         if not board.results:
             hidden = {plot: gr.Plot(visible=False) for plot in (self.layers, self.layer_map)}
             return {self.section: gr.Column(visible=False), self.layer: gr.Slider(visible=False), **hidden}
-        if not board.over:  # a chart that is drawn while the clock runs is drawn on somebody's time
+        if not board.over:
             return {}
-        return {self.section: gr.Column(visible=True), **self._charts(board.results, board.evidence)}
+        # Empty: a chart is made when its row comes into view, and never while the clock of this run is on.
+        empty = {part: value for row in self.rows for part, value in row.empty(board.run).items()}
+        return {self.section: gr.Column(visible=True), **empty}
 
     def stored(self, board: Board, session: str | None) -> Updates:
         """Return the updates that show a run which ended before."""
@@ -89,6 +87,14 @@ class Compare(Mode):
         return {**self.live(board), **self.results(board), **self.controls.when("idle")}
 
     # -- what is done with a run that has ended ------------------------------------------------------------------
+
+    def charts(self, event: gr.EventData, caller: gr.Request) -> Updates:
+        """Draw the row of charts that came into view."""
+        finished, number = self.runs.finished.get(caller.session_hash or ""), event.index
+        if finished is None or number not in range(len(self.rows)):
+            return {self.rows[0].sight: gr.skip()}
+        shown = charts_of(finished, number, load_benchmark(self.runs.settings.assets))
+        return dict(zip(self.rows[number].plots, shown, strict=True))
 
     def attention(self, caller: gr.Request) -> Iterator[Updates]:
         """Compute and draw the attention of every layer for the run on the page."""
@@ -160,6 +166,8 @@ class Compare(Mode):
         )
 
     def _wire(self) -> None:
+        for row in self.rows:
+            row.sight.select(self.charts, None, [row.sight, *row.plots], queue=False, **HIDDEN)
         self.by_layer.click(
             self.attention,
             None,
@@ -178,20 +186,31 @@ class Compare(Mode):
             written = button.click(write, None, file, queue=False, **HIDDEN)
             written.success(None, None, None, js=CLICK_JS.replace("{id}", file.elem_id), **HIDDEN)
 
-    def _charts(self, results: Sequence[Result], evidence: Sequence[Evidence]) -> dict[gr.Plot, go.Figure | None]:
+
+class ChartRow:
+    """Two charts side by side, and before them what fires `select` with the row's number when it comes into view."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.sight = component("sight")
+        with gr.Row(elem_classes="charts"):
+            self.plots = tuple(gr.Plot(show_label=False, min_width=300) for _ in range(2))
+
+    def empty(self, run: str) -> Updates:
+        """Return the updates that leave the row without charts until it is seen."""
+        return {self.sight: {"run": run, "row": self.number}, **dict.fromkeys(self.plots)}
+
+
+def charts_of(run: Finished, row: int, benchmark: Sequence[Measured]) -> tuple[go.Figure | None, go.Figure | None]:
+    """Return the two charts of a row: times, tokens over the clip, or tokens over the layers and stored accuracy."""
+    results, evidence = run.results, run.evidence
+    if row == 0:
+        return figures.speedup_bars(results), figures.latency_bars(results)
+    if row == 1:
         scored = max(results, key=lambda result: len(result.scores))
-        return {
-            self.speed: figures.speedup_bars(results),
-            self.latency: figures.latency_bars(results),
-            self.kept: figures.kept_over_time(results, evidence),
-            self.attention_plot: figures.attention_per_frame(scored, evidence) if scored.scores else None,
-            self.depth: figures.kept_by_layer(results),
-            self.accuracy: figures.accuracy_by_retention(load_benchmark(self.runs.settings.assets), results),
-        }
-
-
-def _plots() -> Iterator[gr.Plot]:
-    return (gr.Plot(show_label=False, min_width=300) for _ in range(2))
+        attention = figures.attention_per_frame(scored, evidence) if scored.scores else None
+        return figures.kept_over_time(results, evidence), attention
+    return figures.kept_by_layer(results), figures.accuracy_by_retention(benchmark, results)
 
 
 def penalty_of(results: Sequence[Result]) -> float | None:

@@ -61,7 +61,7 @@ class Sweep(Mode):
 
     def results(self, board: Board) -> Updates:
         lines = lines_of(board)
-        shown = board.baseline is not None
+        shown = board.over and board.baseline is not None  # complete, and not while the clock runs
         plot = probability_by_retention([(line.label, line.method, line.points) for line in lines]) if shown else None
         return {self.table: sweep_table(board, lines), self.plot: gr.Plot(plot, visible=shown)}
 
