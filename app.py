@@ -5,13 +5,9 @@ from __future__ import annotations
 import sys
 
 from sharp_demo import logs
-from sharp_demo.engine import Engine
-from sharp_demo.engine.zerogpu import ZeroGPUEngine
 from sharp_demo.errors import InputError
-from sharp_demo.memory import share_heaps
-from sharp_demo.page.build import build_ui, launch_options
+from sharp_demo.memory import importing, share_heaps
 from sharp_demo.settings import believe_no_forwarded_address, read_settings, use_own_upload_folder
-from sharp_demo.web.serve import serve
 
 
 def main() -> None:
@@ -22,10 +18,20 @@ def main() -> None:
         use_own_upload_folder()
         believe_no_forwarded_address()
         logs.set_up(settings.log)
-        engine = ZeroGPUEngine(settings) if settings.zero_gpu else Engine(settings)
-        engine.keep_ready()
+        with importing():
+            from sharp_demo.engine.background import AnyEngine, BackgroundEngine
+            from sharp_demo.page.build import build_ui, launch_options
+            from sharp_demo.web.serve import serve
+        engine: AnyEngine
+        if settings.zero_gpu:
+            from sharp_demo.engine.zerogpu import ZeroGPUEngine
+
+            engine = ZeroGPUEngine(settings)
+        else:
+            engine = BackgroundEngine(settings)
         page = build_ui(engine, engine.settings)
-        serve(page, launch_options(page, engine, engine.settings), leaving=engine.stop_all)
+        options = launch_options(page, engine, engine.settings)
+        serve(page, options, arrived=engine.get_ready, leaving=engine.stop_all)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -44,6 +44,7 @@ from sharp_demo.records import (
     Text,
 )
 from sharp_demo.settings import Settings
+from sharp_demo.video import Reader
 from sharp_demo.video.digest import file_digest
 from sharp_demo.views.summary import flops_ratio
 from tests.pruning.prompts import Prompt, greedy
@@ -611,11 +612,11 @@ def test_frames_sent_by_another_process_are_not_decoded_again(
     engine: Engine, request_for: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     list(engine.stream(request_for))
-    there = stages.Stages(engine.settings)
+    there = stages.Stages(engine.settings, Reader(engine.settings))
     clip = there.decode(request_for, engine._loaded)
-    here = stages.Stages(engine.settings)
+    here = stages.Stages(engine.settings, Reader(engine.settings))
     here.keep(request_for, engine._loaded, clip)
-    monkeypatch.setattr(stages, "decode", lambda *args: pytest.fail("decoded again"))
+    monkeypatch.setattr(Reader, "decode", lambda *args: pytest.fail("decoded again"))
     assert here.decode(request_for, engine._loaded) is clip
 
 
@@ -626,7 +627,7 @@ def test_a_server_keeps_a_decoder_waiting_and_starts_none_during_a_run(
     reader = engine._stages.reader
     engine.probe(video)
     assert reader._spare is None, "a library or a command line keeps none"
-    engine.keep_ready()
+    engine.get_ready()
     try:
         first = reader._spare
         assert first is not None

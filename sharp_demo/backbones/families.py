@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from sharp_demo.backbones.layout import VisualLayout
+    from sharp_demo.settings import Settings
 
 FAMILIES: tuple[Family, ...] = (LlavaOnevision(), Qwen2VL())
 
@@ -57,6 +58,12 @@ def published(name: str) -> PublishedModel:
 def hub_models() -> tuple[str, ...]:
     """Return the hub ids of the published checkpoints."""
     return tuple(model.hub for model in published_models().values())
+
+
+def menu(settings: Settings) -> list[str]:
+    """Return names of models to choose from: the configured one, the embedded ones that are there, those of the hub."""
+    configured = [settings.model_name] if settings.model_name else []
+    return list(dict.fromkeys([*configured, *settings.embedded, *hub_models()]))
 
 
 def visual_layout(config: PreTrainedConfig, input_ids: Tensor, video_grid_thw: Tensor | None = None) -> VisualLayout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,14 +54,19 @@ def compare(
     from sharp_demo.settings import read_settings
 
     settings = read_settings()  # wrong ones are told before torch is loaded
-    from transformers.utils import logging
-
-    from sharp_demo.engine import Engine
+    from sharp_demo.memory import importing
     from sharp_demo.records import Request
+    from sharp_demo.video import Reader
 
-    logging.disable_progress_bar()
     request = Request(video, question, specs, retention, match.value, model, frames, max_new_tokens, seed, timing)
-    outcome = _follow(Engine(settings).stream(request))
+    with closing(Reader(settings)) as reader:
+        reader.warm()  # it starts while torch is imported
+        with importing():
+            from transformers.utils import logging
+
+            from sharp_demo.engine.runs import Engine
+        logging.disable_progress_bar()
+        outcome = _follow(Engine(settings, reader).stream(request))
     _print_comparison(outcome)
     failed = [{"label": one.label, "kind": one.kind, "message": one.message} for one in outcome.failed]
     if json_ is not None:

@@ -15,8 +15,8 @@ from contextlib import closing, contextmanager
 import torch
 
 from sharp_demo import strings
-from sharp_demo.backbones.families import hub_models
-from sharp_demo.backbones.load import default_model, load
+from sharp_demo.backbones.families import menu
+from sharp_demo.backbones.load import default_model, is_available, load
 from sharp_demo.engine.answering import Answered, run_job
 from sharp_demo.engine.attention import attention_maps
 from sharp_demo.engine.condition import Condition
@@ -40,7 +40,7 @@ from sharp_demo.records import (
     Started,
 )
 from sharp_demo.settings import Settings
-from sharp_demo.video import VideoInfo
+from sharp_demo.video import Reader, VideoInfo
 
 FORGET_WAIT_S = 1.0
 
@@ -51,16 +51,17 @@ class Engine:
     Parameters
     ----------
     settings : limits, device and model choice of this deployment.
+    reader : of videos; None: a new one.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reader: Reader | None = None) -> None:
         self.settings = settings
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self._lock = threading.Lock()
         self._forgetting = False  # `forget` came while a run held the lock
         self._loaded: Loaded | None = None
-        self._stages = Stages(settings)
+        self._stages = Stages(settings, reader or Reader(settings))
         self._ready = False
         self._stops: dict[str, threading.Event] = {}
         self.condition = Condition()
@@ -68,9 +69,8 @@ class Engine:
     # -- what there is -------------------------------------------------------------------------------------------
 
     def models(self) -> list[str]:
-        """Return names for a menu: the configured model, the embedded ones that are there, and the hub allow-list."""
-        configured = [self.settings.model_name] if self.settings.model_name else []
-        return list(dict.fromkeys([*configured, *self.settings.embedded, *hub_models()]))
+        """Return names for a menu: the configured model, the embedded ones that are there, and those of the hub."""
+        return menu(self.settings)
 
     @property
     def default_model(self) -> str:
@@ -89,10 +89,17 @@ class Engine:
             if not self.condition.running:
                 self._prepare()
 
-    def keep_ready(self) -> None:
+    def get_ready(self) -> None:
         """From now on keep a decoder waiting for the next video, as a server should; started while nothing runs."""
         self._ready = True
         self._prepare()
+
+    def load_default(self) -> None:
+        """Load the default model while nobody waits for it, unless it would have to be downloaded."""
+        with self._held(), typed_failures(self.condition):
+            name = self.default_model
+            if self._loaded is None and is_available(name, self.settings):
+                self._load(name)
 
     def _prepare(self) -> None:
         if self._ready:
@@ -115,7 +122,8 @@ class Engine:
             self._stops[run_id] = stop
         try:
             if not self._lock.acquire(blocking=False):
-                yield Progress("queue", strings.WAIT_OTHER)
+                loading = self.condition.state == "loading" and not self.condition.running
+                yield Progress("queue", strings.loading(self.condition.model) if loading else strings.WAIT_OTHER)
                 while not self._lock.acquire(timeout=0.1):
                     if stop.is_set():
                         yield Done((), ())
@@ -202,6 +210,7 @@ class Engine:
         name = request.model or self.default_model
         if self._loaded is None or self._loaded.backbone.name != name:
             self.probe(request.video)  # a bad file is refused before anybody waits for a model
+            self._stages.reader.warm()  # meanwhile another decoder starts, which the video is read with at once
             yield Progress("load", strings.loading(name))
         loaded = self._load(name)
         yield Started(request, loaded.backbone.info, tuple(label for label, _ in methods))

@@ -61,9 +61,8 @@ class Shared:
 class Stages:
     """Decodes and encodes videos; the last two are kept, by the file's content and the number of frames."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.reader = Reader(settings)
+    def __init__(self, settings: Settings, reader: Reader) -> None:
+        self.settings, self.reader = settings, reader
         self.clips: Recent[Clip] = Recent(2)
 
     def decode(self, request: Request, loaded: Loaded, stride: int = 1) -> Clip:

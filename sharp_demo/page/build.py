@@ -38,7 +38,7 @@ from sharp_demo.web.server import guards
 from sharp_demo.web.uploads import UploadFolder, tidied
 
 if TYPE_CHECKING:
-    from sharp_demo.engine import Engine
+    from sharp_demo.engine.background import AnyEngine
 
 CHECK_WAIT_S = 10.0
 NEVER_S = 10**9  # Gradio deletes its files when the server ends; what is too old before goes by a steady clock
@@ -46,7 +46,7 @@ SESSIONS = 4096  # what Gradio itself remembers of a page; finished runs are on 
 CLIPS = "clips"  # where the examples are served, next to the page
 
 
-def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
+def build_ui(engine: AnyEngine, settings: Settings) -> gr.Blocks:
     """Assemble the page and its API endpoint around an engine; `launch` it with `launch_options`."""
     clips = settings.assets / "clips"
     # Served from where they are: copies in the upload folder would be the first that its quota deletes.
@@ -91,7 +91,7 @@ def build_ui(engine: Engine, settings: Settings) -> gr.Blocks:
     return page
 
 
-def launch_options(page: gr.Blocks, engine: Engine, settings: Settings) -> dict[str, Any]:
+def launch_options(page: gr.Blocks, engine: AnyEngine, settings: Settings) -> dict[str, Any]:
     """Return the arguments of the page's `launch` that make the server private, guarded, quiet and offline."""
     queue = PageQueue(page)
     folder = UploadFolder(

@@ -28,7 +28,7 @@ from sharp_demo.video.digest import file_digest
 from sharp_demo.views.evidence import Evidence
 
 if TYPE_CHECKING:
-    from sharp_demo.engine import Engine
+    from sharp_demo.engine.background import AnyEngine
 
 Values = Mapping[str, Any]  # input name -> what its control holds
 
@@ -66,7 +66,7 @@ class Input:
 class Inputs:
     """Every input of the page. What `allowed` folders hold may be asked about: uploads and the examples."""
 
-    def __init__(self, engine: Engine, settings: Settings, allowed: Sequence[Path]) -> None:
+    def __init__(self, engine: AnyEngine, settings: Settings, allowed: Sequence[Path]) -> None:
         self.engine, self.settings, self.allowed = engine, settings, allowed
         self.examples = load_examples(settings)
         self.all = (*self._shared(), *_knobs(), *_of_modes())

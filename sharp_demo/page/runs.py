@@ -32,7 +32,7 @@ from sharp_demo.web.shelf import Shelf
 from sharp_demo.web.visits import Visits
 
 if TYPE_CHECKING:
-    from sharp_demo.engine import Engine
+    from sharp_demo.engine.background import AnyEngine
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Runs:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: AnyEngine,
         settings: Settings,
         cache: Path,
         examples: Path,

@@ -20,7 +20,7 @@ from sharp_demo.settings import Settings
 from sharp_demo.web.uploads import UploadFolder
 
 if TYPE_CHECKING:
-    from sharp_demo.engine import Engine
+    from sharp_demo.engine.background import AnyEngine
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Health:
     waiting : how many requests wait in the queue.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, folder: UploadFolder, waiting: Callable[[], int]) -> None:
+    def __init__(self, engine: AnyEngine, settings: Settings, folder: UploadFolder, waiting: Callable[[], int]) -> None:
         self.engine, self.settings, self.folder, self.waiting = engine, settings, folder, waiting
         self.began = time.monotonic()
 
@@ -76,7 +76,7 @@ class Health:
 
 
 @asynccontextmanager
-async def leaving_when_lost(engine: Engine) -> AsyncIterator[None]:
+async def leaving_when_lost(engine: AnyEngine) -> AsyncIterator[None]:
     """While the server runs, end the process soon after the device is lost: only a new process gets it back."""
     over = threading.Event()
 

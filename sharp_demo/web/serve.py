@@ -14,11 +14,11 @@ from sharp_demo.errors import InputError
 FAREWELL_S = 2  # for open connections, before they are cut
 
 
-def serve(page: gr.Blocks, options: dict[str, Any], leaving: Callable[[], None]) -> None:
+def serve(page: gr.Blocks, options: dict[str, Any], arrived: Callable[[], None], leaving: Callable[[], None]) -> None:
     """Launch the page and return after SIGTERM or SIGINT, when runs, connections and uploaded files are gone.
 
-    `options` are the arguments of `launch`. `leaving` is called first when the end has come: it should stop the runs.
-    Raises InputError when the port cannot be had.
+    `options` are the arguments of `launch`. `arrived` is called when the page can be had; `leaving` when the end has
+    come, before all else: it should stop the runs. Raises InputError when the port cannot be had.
     """
     try:
         page.launch(**options, prevent_thread_lock=True)
@@ -27,6 +27,7 @@ def serve(page: gr.Blocks, options: dict[str, Any], leaving: Callable[[], None])
         raise InputError(
             f"cannot listen on port {port} of {host}, which another server may use: choose another with SHARP_PORT"
         ) from error
+    arrived()
     over = threading.Event()
     for end in (signal.SIGTERM, signal.SIGINT):
         signal.signal(end, lambda *_: over.set())
