@@ -188,8 +188,8 @@ def test_video_is_decoded_and_encoded_once(
     cpu_settings: Settings, request_for: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = {"decode": 0, "encode_video": 0}
-    for name, modules in (("decode", (stages,)), ("encode_video", (stages, generation))):
-        original = getattr(stages, name)
+    for name, modules in (("decode", (Reader,)), ("encode_video", (stages, generation))):
+        original = getattr(modules[0], name)
 
         def counted(*args, _name=name, _original=original, **kwargs):
             counts[_name] += 1

@@ -20,7 +20,7 @@ import torch
 from gradio.exceptions import Error
 
 import app
-from sharp_demo.engine import Engine, attention, generation, stages
+from sharp_demo.engine import Engine, attention, background, generation, stages, zerogpu
 from sharp_demo.engine.condition import DEVICE_LOST
 from sharp_demo.engine.zerogpu import MAX_S, METHODS, ZeroGPUEngine
 from sharp_demo.errors import EXIT_DEVICE_LOST, DeviceError, ModelError, QuestionError
@@ -40,6 +40,7 @@ from sharp_demo.records import (
     Timing,
 )
 from sharp_demo.settings import ROOT, Settings
+from sharp_demo.video import Reader
 from tests.test_engine import video  # noqa: F401
 
 FORK = multiprocessing.get_context("fork")
@@ -180,14 +181,14 @@ def test_answers_are_the_plain_engines(
 def test_the_video_is_decoded_before_a_gpu_is_asked_for(
     zero: ZeroGPUEngine, spaces: FakeSpaces, request_for: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode, calls = stages.decode, []
+    decode, calls = Reader.decode, []
 
     def decode_in_main(*args: Any) -> Any:
         assert os.getpid() == MAIN, "decoded in the worker"
         calls.append(len(spaces.seconds))
         return decode(*args)
 
-    monkeypatch.setattr(stages, "decode", decode_in_main)
+    monkeypatch.setattr(Reader, "decode", decode_in_main)
     events = list(zero.stream(request_for))
     assert isinstance(events[-1], Done)
     assert calls == [0]
@@ -366,8 +367,8 @@ def test_app_builds_the_engine_of_its_hardware(value: str, engine: str, monkeypa
         return build
 
     monkeypatch.setenv("SPACES_ZERO_GPU", value)
-    monkeypatch.setattr(app, "Engine", stand_in("plain"))
-    monkeypatch.setattr(app, "ZeroGPUEngine", stand_in("zero"))
+    monkeypatch.setattr(background, "BackgroundEngine", stand_in("plain"))
+    monkeypatch.setattr(zerogpu, "ZeroGPUEngine", stand_in("zero"))
     with suppress(Stop):
         app.main()
     assert built == [engine]
