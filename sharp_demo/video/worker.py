@@ -136,7 +136,7 @@ def main() -> int:
         stage, job, limits = order["stage"], order["job"], order["limits"]
         if refused is None:
             os.chdir(order["folder"])
-            os.environ.update(HOME=order["folder"], TMPDIR=order["folder"])
+            os.environ["HOME"] = os.environ["TMPDIR"] = order["folder"]
             refused = set_limits(**limits)
             # What shuts this thread in holds for those it starts from now on, not for any that an import started.
             refused += isolate(job["path"], order["folder"], _PACKAGE_ROOT) if _is_alone() else ["network", "files"]

@@ -6,8 +6,9 @@ import torch
 
 from lab.accuracy.asking import Asked, Film
 from lab.accuracy.evaluate import Plan, choose_clips
-from lab.accuracy.phenomena import CURVES, attention, late_of_top, markdown, phenomena
+from lab.accuracy.phenomena import CURVES, attention, late_of_top, phenomena
 from lab.accuracy.variants import parse_variants
+from lab.tables.phenomena import markdown
 from lab.world.records import SyntheticClip
 from sharp_demo.backbones.features import encode_video
 from sharp_demo.backbones.load import Backbone

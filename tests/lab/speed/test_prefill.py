@@ -465,7 +465,7 @@ def test_plans_out_of_range_are_refused(change: dict[str, Any], error: type[Exce
 def test_tokens_that_make_no_whole_frame_and_short_prompts_are_refused(llava: Subject) -> None:
     with pytest.raises(InputError, match=f"try {2 * llava.per_frame}"):
         llava.frames(2 * llava.per_frame + 1)
-    with pytest.raises(InputError, match="at least 5"):
+    with pytest.raises(InputError, match="at least 6"):
         make_prompt(llava, 2, CONTENT, text_tokens=3)
     with pytest.raises(InputError, match="do not fit"):
         make_prompt(llava, 2, Content(3, 0.5))
