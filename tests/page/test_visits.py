@@ -202,3 +202,9 @@ def test_a_few_uploads_are_looked_at_at_once(compare: Compare, monkeypatch):  # 
     for _ in range(CHECKS):
         runs.checks.acquire()
     assert clip_text(runs, "late.mp4", "late") == strings.CHECK_BUSY
+
+
+def test_a_row_of_charts_that_comes_into_view_between_two_runs_stays_as_it_is(compare: Compare):  # noqa: F811
+    """Each row draws its own charts, whatever number the page sends, and only of a run that has ended."""
+    for row in compare.rows:
+        assert compare.charts_in(row)(SimpleNamespace(session_hash="page")) == (gr.skip(), gr.skip())

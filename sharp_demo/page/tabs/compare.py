@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -88,13 +88,16 @@ class Compare(Mode):
 
     # -- what is done with a run that has ended ------------------------------------------------------------------
 
-    def charts(self, event: gr.EventData, caller: gr.Request) -> Updates:
-        """Draw the row of charts that came into view."""
-        finished, number = self.runs.finished.get(caller.session_hash or ""), event.index
-        if finished is None or number not in range(len(self.rows)):
-            return {self.rows[0].sight: gr.skip()}
-        shown = charts_of(finished, number, load_benchmark(self.runs.settings.assets))
-        return dict(zip(self.rows[number].plots, shown, strict=True))
+    def charts_in(self, row: ChartRow) -> Callable[[gr.Request], tuple[Any, Any]]:
+        """Return what draws the charts of a row that came into view; while there is no run, nothing changes."""
+
+        def draw(caller: gr.Request) -> tuple[Any, Any]:
+            finished = self.runs.finished.get(caller.session_hash or "")
+            if finished is None:
+                return gr.skip(), gr.skip()
+            return charts_of(finished, row.number, load_benchmark(self.runs.settings.assets))
+
+        return draw
 
     def attention(self, caller: gr.Request) -> Iterator[Updates]:
         """Compute and draw the attention of every layer for the run on the page."""
@@ -167,7 +170,7 @@ class Compare(Mode):
 
     def _wire(self) -> None:
         for row in self.rows:
-            row.sight.select(self.charts, None, [row.sight, *row.plots], queue=False, **HIDDEN)
+            row.sight.select(self.charts_in(row), None, list(row.plots), queue=False, **HIDDEN)
         self.by_layer.click(
             self.attention,
             None,
@@ -188,7 +191,7 @@ class Compare(Mode):
 
 
 class ChartRow:
-    """Two charts side by side, and before them what fires `select` with the row's number when it comes into view."""
+    """Two charts side by side, and before them what fires `select` when it comes into view."""
 
     def __init__(self, number: int) -> None:
         self.number = number
