@@ -49,8 +49,13 @@ class Page:
             print(round(resident() - before))
         over.set()
 
-app.Engine = lambda settings: type("Engine", (), {{"settings": settings, "stop_all": lambda: None}})
-app.build_ui, app.launch_options = lambda *_: Page(), lambda *_: {{}}
+import sharp_demo.engine.background as background
+import sharp_demo.page.build as build
+nothing = staticmethod(lambda: None)
+background.BackgroundEngine = lambda settings: type(
+    "Engine", (), {{"settings": settings, "get_ready": nothing, "stop_all": nothing}}
+)
+build.build_ui, build.launch_options = lambda *_: Page(), lambda *_: {{}}
 app.main()
 """
 

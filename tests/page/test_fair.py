@@ -54,8 +54,9 @@ def apart(one: Ratios, other: Ratios) -> dict[str, float]:
     return {name: abs(value / other[name] - 1) for name, value in one.items()}
 
 
+@pytest.mark.full
 def test_a_fresh_tab_gives_the_apis_ratios_in_processor_time(browser, server, clip, tmp_path) -> None:  # noqa: F811
-    """One run each, by the clock that a busy machine does not disturb; the full form goes by the wall clock."""
+    """One run each, by the clock that a busy machine disturbs least."""
     page = ratios(in_a_fresh_tab(browser, server, clip, tmp_path), "cpu_rounds")
     api = ratios(by_the_api(Client(server, verbose=False), clip), "cpu_rounds")
     assert set(page) == set(api) == set(METHODS) - {"vanilla"}
