@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from sharp_demo.engine import background
 from sharp_demo.engine.background import BackgroundEngine, surely_no_gpu
+from sharp_demo.engine.condition import NOT_BUILT
+from sharp_demo.errors import DeviceLostError
 from sharp_demo.records import Done, Event, MethodSpec, Progress, Request
 from sharp_demo.settings import Settings
 from tests.video.clips import write_clip
@@ -141,11 +143,17 @@ def test_a_run_that_waits_for_the_engine_can_be_stopped(
     assert list(events) == [Done((), ())]
 
 
-def test_an_engine_that_cannot_be_built_fails_its_runs(settings: Settings, request_for: Request) -> None:
+def test_an_engine_that_cannot_be_built_fails_its_runs_and_says_so(
+    settings: Settings, request_for: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> NoReturn:
+        raise ImportError("no torch")
+
+    monkeypatch.setattr("sharp_demo.engine.runs.Engine", broken)
     engine = BackgroundEngine(settings)
-    engine._engine = Future()
-    engine._engine.set_exception(ImportError("no torch"))
-    with pytest.raises(ImportError, match="no torch"):
+    engine._build()
+    assert engine.condition.lost == NOT_BUILT, "what health goes by"
+    with pytest.raises(DeviceLostError, match="does not start"):
         list[Event](engine.stream(request_for))
 
 

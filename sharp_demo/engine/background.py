@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sharp_demo import strings
 from sharp_demo.backbones.families import menu
-from sharp_demo.engine.condition import Condition
+from sharp_demo.engine.condition import NOT_BUILT, Condition
 from sharp_demo.errors import InputError
 from sharp_demo.memory import importing
 from sharp_demo.records import AttentionMaps, Done, Event, Progress, Request
@@ -82,9 +82,11 @@ class BackgroundEngine:
                 from sharp_demo.engine.runs import Engine
 
                 engine = Engine(self.settings, self._reader)
-        except BaseException as error:
+        except Exception as error:
+            log.exception("the engine cannot be built")
+            self.condition.error = self.condition.lost = NOT_BUILT  # health turns red, and the process ends
             self._engine.set_exception(error)
-            raise
+            return
         engine.condition = self.condition
         engine.get_ready()
         self._engine.set_result(engine)
@@ -126,6 +128,7 @@ class BackgroundEngine:
                         return
             finally:
                 self._waiting.pop(run_id, None)
+        self.condition.refuse_when_lost()
         yield from self._engine.result().stream(request, run_id)
 
     def attention(self, request: Request, penalty: float | None = None) -> AttentionMaps:

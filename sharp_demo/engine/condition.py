@@ -8,6 +8,7 @@ from typing import Literal
 from sharp_demo.errors import DeviceLostError
 
 NO_MEMORY = "the device ran out of memory, even with half the frames: choose fewer frames or a smaller model"
+NOT_BUILT = "the engine does not start and the server must restart; its log has the details"
 DEVICE_LOST = "the accelerator failed and the server must restart; try again in a minute"
 
 
@@ -16,7 +17,7 @@ class Condition:
     """Written by the run that holds the model, read by anybody.
 
     `heard` is when (`time.monotonic`) the last event of a run came; `error` the last message of a failed run;
-    `lost` says why the device cannot be used again before the process restarts.
+    `lost` says why the device, or the engine, cannot be used before the process restarts.
     """
 
     model: str = ""

@@ -138,7 +138,8 @@ function drawFigures(parts, figures) {
     if (figure.headline) {
       const box = make("div", "sd-big");
       box.title = figure.help;
-      box.append(make("strong", "", figure.value), make("span", "", figure.label));
+      const [value, ...rest] = figure.value.split(", "); // what follows a comma qualifies the figure
+      box.append(make("strong", "", value), make("span", "", [figure.label, ...rest].join(", ")));
       parts.key.append(box);
     } else {
       const term = make("dt", "", figure.label);
