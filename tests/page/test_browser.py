@@ -20,6 +20,7 @@ from tests.serving import ENDLESS
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 ENDED = "['done', 'stopped', 'error'].includes(document.querySelector('.sd-status').dataset.phase)"
+PATIENCE_MS = 30_000  # a machine that does other work shows a page seconds later than an idle one
 RUN_MS = 120_000
 SCREENS = Path(__file__).resolve().parents[2] / "build" / "screens"
 PAYLOADS = [
@@ -59,6 +60,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def browser(chromium) -> Iterator[Browser]:
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
