@@ -15,7 +15,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -90,25 +90,35 @@ def family_table() -> str:
 def _literal(value: object) -> str:
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if isinstance(value, float):
+        return f"`{value:.4g}`"
     return f"`{','.join(map(str, value))}`" if isinstance(value, tuple) else f"`{value}`"
 
 
 def option_tables() -> str:
-    """One table per method that has options of its own."""
+    """One table per method that has options of its own; where it has all those of another, only what differs."""
     parts = [
         f"Common to all: `retention` (default `{Method.retention:g}`), the share of visual tokens to keep, in (0, 1]."
     ]
+    tables: dict[str, dict[str, str]] = {}  # title -> option -> its row
     for method in registry.METHODS:
-        options = [option for option in fields(method) if option.name != "retention"]
-        if not options:
+        rows = {option.name: _option_row(option) for option in fields(method) if option.name != "retention"}
+        if not rows:
             continue
-        rows = [f"### {method.title}", "", "| option | default | meaning |", "|---|---|---|"]
-        for option in options:
-            choices = option.metadata.get("choices") or ()
-            meaning = option.metadata.get("help", "") + (f" ({', '.join(map(str, choices))})" if choices else "")
-            rows.append(f"| `{option.name}` | {_literal(option.default)} | {meaning} |")
-        parts.append("\n".join(rows))
+        contained = [title for title, others in tables.items() if len(others) > 5 and others.keys() < rows.keys()]
+        lines = [f"### {method.title}", ""]
+        for title in contained[:1]:
+            lines += [f"Every option of {title}, and these, which are its own or have another default:", ""]
+        shown = [row for name, row in rows.items() if not contained or row != tables[contained[0]].get(name)]
+        tables[method.title] = rows
+        parts.append("\n".join([*lines, "| option | default | meaning |", "|---|---|---|", *shown]))
     return "\n\n".join(parts)
+
+
+def _option_row(option: Field[Any]) -> str:
+    choices = option.metadata.get("choices") or ()
+    meaning = option.metadata.get("help", "") + (f" ({', '.join(map(str, choices))})" if choices else "")
+    return f"| `{option.name}` | {_literal(option.default)} | {meaning} |"
 
 
 def method_sections(page: str) -> str:
