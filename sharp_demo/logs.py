@@ -117,6 +117,7 @@ class RunLine:
             "waited_s": None,
             "decode_ms": None,
             "vision_ms": None,
+            "encoded_frames": None,
             "tokens": None,
             "methods": {},
         }
@@ -129,8 +130,8 @@ class RunLine:
                 fields["model"], fields["waited_s"] = model.name, round(time.monotonic() - self.began, 3)
             case Decoded(ms=ms):
                 fields["decode_ms"] = round(ms, 1)
-            case Encoded(tokens=tokens, ms=ms):
-                fields["tokens"], fields["vision_ms"] = tokens, round(ms, 1)
+            case Encoded(tokens=tokens, ms=ms, frames=frames):
+                fields["tokens"], fields["vision_ms"], fields["encoded_frames"] = tokens, round(ms, 1), frames
             case MethodDone(label=label, result=result):
                 fields["methods"][label] = _of_method(result)
             case MethodFailed(label=label, kind=kind):

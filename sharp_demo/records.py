@@ -230,6 +230,8 @@ class Result:
     merged_into : [from_slot, to_slot] pairs of the tokens that were averaged into another one.
     scores : {"raw", "bias", "debiased"} -> one float per slot (None: gone before it was scored); only those computed.
     segments : [first_frame, end_frame) pairs in layout frames; empty when the method does not segment.
+    encoded_frames : layout frames that the vision tower encoded; the others equal one of them bit for bit. None in
+        files from before they were counted.
     speedup : over vanilla of the same run; None for vanilla itself, without it, and where they were not timed together.
     trace : what each step did, when the method was asked to tell (ShaRP's option `trace`): cosines of neighbouring
         frames' means, and the slots of registers, prefiltered, absorbed [register, pivot], filled, repaired.
@@ -262,6 +264,7 @@ class Result:
     versions: dict[str, str]
     model: str = ""
     notes: list[str] = field(default_factory=list)
+    encoded_frames: int | None = None
     speedup: Speedup | None = None
     trace: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -310,10 +313,13 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Encoded:
+    """What the vision tower made of the video; `frames` of the layout frames were encoded, the others equal one."""
+
     layout: Layout
     tokens: int
     ms: float
     cached: bool
+    frames: int
 
 
 @dataclass(frozen=True)

@@ -369,8 +369,13 @@ def decoded(frames: int, ms: float, decoder: str = "") -> str:
     return f"{frames} frames decoded in {ms:.0f} ms{f' ({decoder})' if decoder else ''}."
 
 
-def encoded(tokens: int, ms: float, cached: bool) -> str:
-    return f"{tokens} visual tokens encoded {'from the cache' if cached else f'in {ms:.0f} ms'}."
+def of_frames(encoded: int, given: int) -> str:
+    return f"{encoded} of {given}"
+
+
+def encoded(tokens: int, ms: float, cached: bool, frames: int, given: int) -> str:
+    which = f", {frames} of {given} frames, the others are equal" if frames < given else ""
+    return f"{tokens} visual tokens encoded {'from the cache' if cached else f'in {ms:.0f} ms'}{which}."
 
 
 def step(number: int, total: int, label: str) -> str:
@@ -749,6 +754,10 @@ FIGURES = {
     "vision": (
         "of it seeing",
         "The vision tower's share of the time to the first token; the more is pruned, the larger it is.",
+    ),
+    "encoded": (
+        "Frames encoded",
+        "Frames that the vision tower saw; the others are equal to one of them, pixel by pixel, and share its tokens.",
     ),
     "before_prefill": (
         "If the prefill were free",

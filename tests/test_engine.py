@@ -46,7 +46,7 @@ from sharp_demo.records import (
 from sharp_demo.settings import Settings
 from sharp_demo.video import Reader
 from sharp_demo.video.digest import file_digest
-from sharp_demo.views.summary import flops_ratio
+from sharp_demo.views.summary import figures_of, flops_ratio
 from tests.pruning.prompts import Prompt, greedy
 from tests.video.clips import write_clip
 
@@ -129,6 +129,17 @@ def test_figures_are_what_was_achieved(engine: Engine, request_for: Request) -> 
         assert 0 < result.first_token_prob <= 1
         assert result.status == "done"
         assert result.versions["torch"] == torch.__version__
+
+
+def test_equal_frames_are_counted(engine: Engine, request_for: Request, tmp_path: Path) -> None:
+    still = str(write_clip(tmp_path / "still.mp4", "h264", [np.zeros((120, 160, 3), np.uint8)] * 24, fps=8))
+    events = list(engine.stream(replace(request_for, video=still, methods=FOUR[:1], timing_s=0, max_new_tokens=1)))
+    (encoded,) = (event for event in events if isinstance(event, Encoded))
+    (result,) = results(iter(events)).values()
+    assert result.encoded_frames == encoded.frames == 1 < encoded.layout.frames
+    assert {figure.key: figure.value for figure in figures_of(result, None)}[
+        "encoded"
+    ] == f"1 of {result.layout.frames}"
 
 
 def kv_bytes(result: Result) -> int:

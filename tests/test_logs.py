@@ -61,7 +61,7 @@ def test_the_run_stands_on_what_is_logged_while_its_events_are_made(lines):
 EVENTS: list[Event] = [
     Started(REQUEST, model(), ("vanilla", "sharp")),
     Decoded(None, (0.0,), {}, 12.34),
-    Encoded(make_result().layout, 60, 5.0, False),
+    Encoded(make_result().layout, 60, 5.0, False, 4),
     MethodDone("vanilla", make_result("vanilla")),
     MethodFailed("sharp", "out_of_memory", "too much"),
 ]

@@ -183,5 +183,5 @@ def make_prompt(subject: Subject, frames: int, content: Content, text_tokens: in
     # What methods that read the vision tower choose by costs the same whatever its values are.
     received = torch.rand(len(layout), generator=generator).to(model.device)
     signals = VisionSignals(received, features[: len(layout), : subject.shape.head_dim].float())
-    inputs = model_inputs(tokens, VideoFeatures(features, layout.frames, family, signals))
+    inputs = model_inputs(tokens, VideoFeatures(features, layout.frames, family, layout.frames, signals))
     return Prompt(inputs, layout, text_tokens)

@@ -77,6 +77,7 @@ class Family(ABC):
     default_frames : sampled frames where nobody says how many.
     features_key : what `mm_encoder_outputs` calls the features of a video.
     injection_arguments : keyword arguments of the decoder that carry what `injections` reads.
+    pixels_key : what the model calls the pixels of a video.
     newlines : the last placeholders, which carry the video's token id but are text.
     text_between : there is text between the frames (`video_ids` writes it).
     renumbers : positions may be renumbered once tokens are gone.
@@ -93,6 +94,7 @@ class Family(ABC):
     published: ClassVar[tuple[PublishedModel, ...]] = ()
     default_frames: ClassVar[int] = 32
     features_key: ClassVar[str] = "video"
+    pixels_key: ClassVar[str] = "pixel_values_videos"
     injection_arguments: ClassVar[tuple[str, ...]] = ()
     newlines: ClassVar[int] = 0
     text_between: ClassVar[bool] = False
@@ -238,6 +240,18 @@ class Family(ABC):
         return model.model.language_model
 
     # --- vision
+
+    def by_frame(self, pixels: Mapping[str, Tensor]) -> Tensor:
+        """Return the pixels of each layout frame, [F, ...]: of [1, F, ...], or of patches with a grid."""
+        values, grid = pixels[self.pixels_key], pixels.get("video_grid_thw")
+        return values[0] if grid is None else values.view(int(grid[0, 0]), -1, values.shape[-1])
+
+    def of_frames(self, pixels: Mapping[str, Tensor], frames: Tensor) -> dict[str, Tensor]:
+        """Return `pixels` with those of other layout frames, as `by_frame` gives them, in their place."""
+        if (grid := pixels.get("video_grid_thw")) is None:
+            return {**pixels, self.pixels_key: frames[None]}
+        size = torch.tensor([[len(frames), *grid[0, 1:].tolist()]])
+        return {**pixels, self.pixels_key: frames.flatten(0, 1), "video_grid_thw": size}
 
     @abstractmethod
     def encode(self, model: PreTrainedModel, pixels: Mapping[str, Tensor], chunk_frames: int) -> Encoded:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.preprocessing import VideoPreprocessor
 from sharp_demo.backbones.signals import VisionSignals, tapped
 
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers of so many bytes
 CHUNK_FRAMES = 8  # sampled frames per pass through the vision tower: bounds its memory
 
 
@@ -24,10 +26,12 @@ CHUNK_FRAMES = 8  # sampled frames per pass through the vision tower: bounds its
 class VideoFeatures(Encoded):
     """What the language model of a `family` sees of a video, in the model's dtype.
 
-    `signals` are there when `encode_video` was asked for them.
+    `encoded` of the layout frames went through the tower: the others equal one of them. `signals` are there when
+    `encode_video` was asked for them.
     """
 
     family: Family
+    encoded: int
     signals: VisionSignals | None = None
 
 
@@ -44,17 +48,57 @@ def encode_video(
 ) -> VideoFeatures:
     """Run the vision tower and projector over `VideoPreprocessor.pixels`, `chunk_frames` sampled frames at a time.
 
-    Layout frames do not attend to each other, so chunks change nothing but the shape of the matrix products: a video
-    of at most `chunk_frames` frames is bit-identical to the model's own pass, a longer one within rounding (measured
-    on CPU in float32 and bfloat16, 32 frames: no difference). With `signals` the last layer's attention is read as
-    well, for methods with `needs_vision`.
+    Of layout frames whose pixels are equal bit for bit only the first is encoded. Layout frames do not attend to each
+    other, so neither that nor chunks change anything but the shape of the matrix products: a video of at most
+    `chunk_frames` frames is bit-identical to the model's own pass, a longer one within rounding (measured on CPU in
+    float32 and bfloat16, 32 frames: no difference). With `signals` the last layer's attention is read as well, for
+    methods with `needs_vision`.
     """
-    if signals:
-        with tapped(model) as tap:
-            features = encode_video(model, pixels, chunk_frames)
-        return replace(features, signals=tap.signals())
     family = family_of(model.config)
-    return VideoFeatures(**vars(family.encode(model, pixels, chunk_frames)), family=family)
+    frames = family.by_frame(pixels)
+    source = first_equal(frames)
+    distinct = sorted(set(source))
+    if len(distinct) < len(source):
+        pixels = family.of_frames(pixels, frames[distinct])
+    with tapped(model) if signals else nullcontext() as tap:
+        encoded = family.encode(model, pixels, chunk_frames)
+    seen = VideoFeatures(
+        **vars(encoded), family=family, encoded=len(distinct), signals=tap.signals() if tap is not None else None
+    )
+    return _spread(seen, [distinct.index(frame) for frame in source]) if len(distinct) < len(source) else seen
+
+
+def first_equal(frames: Tensor) -> list[int]:
+    """Return for each of frames [F, ...] the first one that is equal to it bit for bit."""
+    bits = frames.flatten(1).view(BITS[frames.element_size()])
+    found: dict[int, list[int]] = {}  # frames that are unlike each other, by a sum that equal ones share
+    source = []
+    for number, total in enumerate(bits.sum(1, dtype=torch.int64).tolist()):
+        alike = found.setdefault(total, [])
+        same = next((other for other in alike if torch.equal(bits[other], bits[number])), number)
+        if same == number:
+            alike.append(number)
+        source.append(same)
+    return source
+
+
+def _spread(seen: VideoFeatures, place: Sequence[int]) -> VideoFeatures:
+    """Return the features of a video whose layout frame i is frame place[i] of the one that was seen."""
+    size = (len(seen.features) - seen.family.newlines) // seen.frames
+    at = torch.tensor(place, device=seen.features.device)
+
+    def spread(rows: Tensor) -> Tensor:
+        frames = rows[: seen.frames * size].unflatten(0, (seen.frames, size))
+        return torch.cat((frames[at].flatten(0, 1), rows[seen.frames * size :]))
+
+    signals = seen.signals
+    return replace(
+        seen,
+        features=spread(seen.features),
+        frames=len(place),
+        injections=tuple(map(spread, seen.injections)),
+        signals=signals and replace(signals, received=spread(signals.received), keys=spread(signals.keys)),
+    )
 
 
 def model_inputs(prompt: Mapping[str, Tensor], features: VideoFeatures) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def build_result(job: Job, run: Run, start: Prefilled, answer: Answer, length: i
         versions=versions(),
         model=backbone.name,
         notes=[*_thin_notes(shared), *filter(None, [backbone.info.note])],
+        encoded_frames=shared.features.encoded,
         trace={name: values.tolist() for name, values in run.trace.items()},
     )
 

@@ -93,7 +93,7 @@ class Stages:
                     raise
                 log.warning("the vision tower ran out of memory: %s", str(error))
             else:
-                yield Encoded(shared.layout, shared.layout.tokens, shared.vision_ms, cached)
+                yield Encoded(shared.layout, shared.layout.tokens, shared.vision_ms, cached, shared.features.encoded)
                 return shared
             free_memory()
         raise DeviceMemoryError(NO_MEMORY)

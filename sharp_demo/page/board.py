@@ -144,9 +144,9 @@ class Board:
             case Decoded(frames=frames, info=info, ms=ms):
                 self.sprite, self.sprite_path, self.sampled = make_sprite(frames), "", len(frames)
                 self._say(strings.decoded(len(frames), ms, info.get("decoder", "")))
-            case Encoded(layout=layout, tokens=tokens, ms=ms, cached=cached):
+            case Encoded(layout=layout, tokens=tokens, ms=ms, cached=cached, frames=frames):
                 self.layout = layout
-                self._say(strings.encoded(tokens, ms, cached))
+                self._say(strings.encoded(tokens, ms, cached, frames, layout.frames))
             case MethodStarted(label=label):
                 column = self.column(label)
                 column.status, column.stage = "running", strings.RUNNING

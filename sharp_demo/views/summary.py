@@ -129,6 +129,7 @@ def _details(result: Result) -> dict[str, str]:
         "first_token": format_ms(latency.first_token),
         "parts": " + ".join(format_ms(ms) for ms in (reading, seeing, latency.prefill)),
         "vision": f"{seeing / latency.first_token:.0%}",
+        **_encoded(result),
         "before_prefill": format_ms(latency.before_prefill),
         "prefill": format_ms(latency.prefill),
     }
@@ -145,6 +146,12 @@ def _details(result: Result) -> dict[str, str]:
         "added": format_bytes(result.memory.added_bytes),
         "layer_mean": f"{tokens.layer_mean:.1%}",
     }
+
+
+def _encoded(result: Result) -> dict[str, str]:
+    """Return how many layout frames the tower encoded, where it was not all of them."""
+    encoded, given = result.encoded_frames, result.layout.frames
+    return {"encoded": strings.of_frames(encoded, given)} if encoded is not None and encoded < given else {}
 
 
 def words(text: str) -> list[str]:

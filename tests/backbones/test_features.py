@@ -5,7 +5,8 @@ import pytest
 import torch
 from frames import golden_frames
 
-from sharp_demo.backbones.families import visual_layout
+from sharp_demo.backbones import features as features_module
+from sharp_demo.backbones.families import family_of, visual_layout
 from sharp_demo.backbones.features import black_features, encode_video, model_inputs
 from sharp_demo.backbones.load import Backbone
 
@@ -52,6 +53,41 @@ def test_features_equal_the_models_own_whatever_the_chunks(tiny: Backbone, frame
             assert torch.equal(features.features, own)
     assert features.frames == -(-frames // features.family.frames_per_token(tiny.model.config))
     assert not features.features.requires_grad
+
+
+def still(pattern: list[int]) -> np.ndarray:
+    """Frames by number; each number is one picture, for as many frames as a layout frame covers."""
+    pictures = golden_frames(1 + max(pattern), 60, 80)
+    return pictures[pattern]
+
+
+@pytest.mark.parametrize("pattern", [[0, 0, 1, 1, 0, 2, 2, 2, 2, 0, 0, 3], [0] * 10, [0, 1, 2]])
+@pytest.mark.parametrize("signals", [False, True])
+def test_equal_frames_are_encoded_once(
+    tiny: Backbone, pattern: list[int], signals: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = family_of(tiny.model.config).frames_per_token(tiny.model.config)
+    pixels = tiny.processor.video.pixels(still(np.repeat(pattern, step).tolist()))
+    once = encode_video(tiny.model, pixels, signals=signals)
+    assert (once.frames, once.encoded) == (len(pattern), len(set(pattern)))
+    monkeypatch.setattr(features_module, "first_equal", lambda frames: list(range(len(frames))))
+    each = encode_video(tiny.model, pixels, signals=signals)
+    assert (each.frames, each.encoded) == (len(pattern), len(pattern))
+    assert torch.equal(once.features, each.features)
+    assert all(torch.equal(one, other) for one, other in zip(once.injections, each.injections, strict=True))
+    if signals:
+        assert torch.equal(once.signals.received, each.signals.received)
+        assert torch.equal(once.signals.keys, each.signals.keys)
+
+
+def test_frames_are_equal_bit_for_bit_or_not_at_all() -> None:
+    frames = torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, 2.0], [0.0, 3.0], [-0.0, 3.0], [2.0, 1.0]])
+    assert features_module.first_equal(frames) == [0, 1, 0, 3, 4, 1]  # the sum of the first two is the same
+
+
+def test_temporal_patches_are_equal_only_as_pairs(tiny_qwen: Backbone) -> None:
+    pixels = tiny_qwen.processor.video.pixels(still([0, 1, 0, 1, 1, 0, 0, 0]))
+    assert encode_video(tiny_qwen.model, pixels).encoded == 3  # 01, 01, 10, 00
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(5, 60, 80), (12, 80, 60), (2, 30, 200)])

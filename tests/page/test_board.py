@@ -160,7 +160,7 @@ def test_a_result_with_fewer_frames_is_shown_on_the_frames_of_all_and_compared_w
     less.layout = replace(less.layout, timestamps=whole.layout.timestamps[::2])
     less.merged_into = [[3, 17], [20, 4]]
     board = started()
-    board.apply(Encoded(whole.layout, whole.layout.tokens, 1.0, False))
+    board.apply(Encoded(whole.layout, whole.layout.tokens, 1.0, False, whole.layout.frames))
     board.apply(MethodDone("Vanilla", whole))
     board.apply(MethodDone("Sharp", less))
     shown = columns(board)["Sharp"]

@@ -94,6 +94,7 @@ class Stamped(Family):
         ),
     )
     features_key = "image"
+    pixels_key = "pixel_values"
     text_between = True
     merge_similarity = 0.6
     merge_queries = 1
