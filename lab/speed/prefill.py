@@ -230,6 +230,27 @@ class Bench:
         stages = {} if run is None else dict(run.stages)
         return Sample(watch.ms()["prefill"], stages, decode_ms, size, peak.bytes, peak.added, cpu_ms, run)
 
+    @torch.inference_mode()
+    def profile(self, case: Case, rows: int, decoding: bool = False) -> str:
+        """Table of a case's operators, those first that take most time themselves: of a prefill, or of the tokens."""
+        from torch.profiler import ProfilerActivity, profile
+
+        model, method = self.subject.model, case.make(self.subject.shape.layers)
+        self._use(case.attention)
+        cuda = model.device.type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+        watched = profile(activities=activities)
+        with nullcontext() if method is None else method(model, self.subject.processor, self.bias_cache):
+            with nullcontext() if decoding else watched:
+                logits, cache, positions = prefill(model, self.prompts[case.content].inputs)
+                token = int(logits.argmax())
+            if decoding:
+                with watched:
+                    for step in range(1, self.plan.decode_tokens + 1):
+                        token = int(decode_step(model, token, cache, positions + step).argmax())
+        order = "self_cuda_time_total" if cuda else "self_cpu_time_total"
+        return watched.key_averages().table(sort_by=order, row_limit=rows)
+
     def warm_up(self, cases: Iterable[Case], progress: Progress) -> dict[Case, Sample]:
         """Run cases once, unmeasured but for the cold bias: each has a bias cache of its own, and fills the shared one.
 
@@ -527,23 +548,18 @@ def _tokens(prompt: Prompt, run: Run | None) -> dict[str, Any]:
 
 
 def profiled(subject: Subject, plan: PrefillPlan, rows: int = 25) -> str:
-    """torch.profiler's table of one prefill of every case on the first content, bias warm; the plain model left out."""
-    from torch.profiler import ProfilerActivity, profile
+    """torch.profiler's tables of every case on the first content, the plain model left out: a prefill, a decoded token.
 
-    cuda = subject.model.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    plan = replace(plan, contents=plan.contents[:1], decode_tokens=0, plain=False)
+    The bias is warm, and the token is the mean over as many as the plan decodes.
+    """
+    plan = replace(plan, contents=plan.contents[:1], plain=False)
     bench = Bench(subject, plan)
     parts = []
     for case in plan.cases(tuple(attention_backends(subject, plan))):
         with attention_restored(subject.model):
-            if case.method != "vanilla":
-                bench.measure(case)
-            with profile(activities=activities) as watched:
-                bench.measure(case)
-        order = "self_cuda_time_total" if cuda else "self_cpu_time_total"
-        parts.append(
-            f"{case.method}, retention {case.retention:g}, {case.content.title}, {case.attention}\n"
-            + watched.key_averages().table(sort_by=order, row_limit=rows)
-        )
+            bench.measure(case)
+            name = f"{case.method}, retention {case.retention:g}, {case.content.title}, {case.attention}"
+            parts.append(f"Prefill, {name}\n{bench.profile(case, rows)}")
+            if plan.decode_tokens:
+                parts.append(f"{plan.decode_tokens} decoded tokens, {name}\n{bench.profile(case, rows, decoding=True)}")
     return "\n\n".join(parts)

@@ -19,6 +19,7 @@ from sharp_demo.backbones.compat import with_cache
 from sharp_demo.backbones.families import family_of
 from sharp_demo.backbones.features import encode_video, model_inputs
 from sharp_demo.backbones.load import Backbone
+from sharp_demo.backbones.reserve import reserve
 from sharp_demo.pruning.outcome import Run
 from sharp_demo.stopwatch import Stopwatch
 from sharp_demo.video import Clip
@@ -149,6 +150,7 @@ def prefill(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, DynamicCache
 
 def decode_step(model: Any, token: int, cache: DynamicCache, positions: Tensor) -> Tensor:
     """Feed one token at the given position ids; return the next logits [vocab]."""
+    reserve(cache)
     ids = torch.tensor([[token]], device=model.device)
     output = model(input_ids=ids, position_ids=positions, **with_cache(cache), use_cache=True)
     return suppress_placeholders(model, output.logits[0, -1])

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from sharp_demo.backbones.compat import cache_in, cache_name, text_output, with_cache
 from sharp_demo.backbones.families import FAMILIES, family_of, visual_layout
 from sharp_demo.backbones.layout import VisualLayout
+from sharp_demo.backbones.reserve import ReservedLayer
 from sharp_demo.backbones.signals import VisionSignals, VisionTap, tapped
 from sharp_demo.errors import ModelError, UnsupportedError
 from sharp_demo.pruning.layers import CacheNote, FirstLayerPruned, LayerPass, RenumberedPass, replaced, run_layers
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 ATTACHED = "_pruned_by"
 """Attribute of a text model that holds the runtime attached to it."""
 
+PLAIN = (DynamicLayer, ReservedLayer)
 STATIC = "a static cache has a fixed length and cannot be pruned: use a DynamicCache, or none"
 ALLOWED = ("output_hidden_states", "logits_to_keep", "return_dict")
 """Further arguments of a text model that a pruned pass honours, or that do not concern it."""
@@ -224,7 +226,7 @@ def _refuse_unsupported(
         raise UnsupportedError(STATIC)
     if not plain:
         raise UnsupportedError("pruning needs an unpadded prompt: pass one prompt, or several without padding")
-    if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
+    if not isinstance(cache, DynamicCache) or any(type(layer) not in PLAIN for layer in cache.layers):
         raise UnsupportedError("pruning needs a plain DynamicCache: sliding and quantised caches cannot shrink")
     if not use_cache:
         raise UnsupportedError("pruning needs use_cache=True: without a cache every step would prune again")

@@ -361,8 +361,9 @@ def test_the_bias_is_cold_once_and_warm_in_every_round(llava: Subject) -> None:
 def test_profile_names_operators_of_every_case(llava: Subject) -> None:
     text = prefill.profiled(llava, replace(PLAN, methods=("vanilla", "sharp"), tokens=llava.per_frame * 2), rows=8)
     assert text.count("aten::") >= 8
-    assert "sharp, retention 0.25" in text
-    assert "vanilla, retention 1" in text
+    for part in ("Prefill", f"{PLAN.decode_tokens} decoded tokens"):
+        assert f"{part}, sharp, retention 0.25" in text
+        assert f"{part}, vanilla, retention 1" in text
 
 
 def test_a_checkpoint_can_be_measured(tiny_llava_folder: Path, cpu_settings: Settings) -> None:
