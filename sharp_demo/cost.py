@@ -4,9 +4,9 @@ Two conventions stand side by side. **Paper** TFLOPs are the ones the pruning pa
 multiply-add counted once, attention square and not causal, key/value heads as wide as query heads, an MLP of two
 matrices. **Exact** TFLOPs are what the decoder really executes: text tokens too, causal attention, grouped key/value
 heads, the three matrices of SwiGLU, one row of logits; one multiply-add counted as two operations, as on a GPU's data
-sheet. Neither contains the vision tower, norms or softmax, which are shown as time instead. Scoring adds what a class
-states (`overhead`): rows of attention, and the matrix products of a selection by similarity. What is compared
-token by token, or for merging alone, is shown as time.
+sheet. Neither contains norms or softmax, nor the vision tower, which is counted apart (`tower_tflops`). Scoring adds
+what a class states (`overhead`): rows of attention, and the matrix products of a selection by similarity. What is
+compared token by token, or for merging alone, is shown as time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sharp_demo.backbones.families import published
+from sharp_demo.backbones.view import TowerMerging, TowerShape
 
 TERA = 1e12
 
@@ -72,6 +73,11 @@ def paper_tflops(
     d, m = shape.hidden, shape.intermediate
     attention = sum(4 * n * d**2 + 2 * n**2 * d for n in visual_per_layer)
     return (attention + sum(2 * n * d * m for n in mlp_per_layer or visual_per_layer)) / TERA
+
+
+def tower_tflops(tower: TowerShape, frames: int, merging: TowerMerging | None = None) -> tuple[float, float]:
+    """Return the vision tower's TFLOPs for `frames` layout frames: as the papers count; exact, with projector."""
+    return frames * tower.paper_macs(merging) / TERA, 2 * frames * tower.macs(merging) / TERA
 
 
 def _causal_pairs(n: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Match = Literal["tokens", "flops"]
+Match = Literal["tokens", "flops", "ttft"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Request:
     """What a person asked for.
 
     `retention` is the share of visual tokens asked for, in (0, 1]. With `match="flops"` every method gets
-    the retention that costs what FastV (K=2) costs at `retention`. `frames=None` means the model's default.
+    the retention that costs what FastV (K=2) costs at `retention`, with "ttft" that whose first token does, the vision
+    tower included. `frames=None` means the model's default.
     `timing_s`: seconds of timing rounds after the answers; None: the deployment's, 0: none.
     """
 
@@ -191,11 +192,16 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class Tflops:
-    """TFLOPs of one prefill in both conventions of `sharp_demo.cost`; `setup`, paid once and cached, is in neither."""
+    """TFLOPs of one prefill in both conventions of `sharp_demo.cost`; `setup`, paid once and cached, is in neither.
+
+    `tower_paper`, `tower_exact`: those of the vision tower over the frames that it encoded; None where not counted.
+    """
 
     paper: float
     exact: float
     setup: float = 0.0
+    tower_paper: float | None = None
+    tower_exact: float | None = None
 
 
 @dataclass(frozen=True)

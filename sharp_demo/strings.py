@@ -26,8 +26,15 @@ MODEL = "Model"
 METHODS = "Methods"
 RETENTION = "Visual tokens kept, %"
 MATCH = "Budget"
-MATCH_INFO = "Same token count for all, or the compute that FastV (K=2) needs at this share"
-MATCH_CHOICES = [("same tokens", "tokens"), ("same FLOPs as FastV", "flops")]
+MATCH_INFO = (
+    "Same token count for all, or the compute that FastV (K=2) needs at this share: of the prefill, or of all that the "
+    "first token needs, vision tower included"
+)
+MATCH_CHOICES = [
+    ("same tokens", "tokens"),
+    ("same FLOPs as FastV", "flops"),
+    ("same to the first token", "ttft"),
+]
 FRAMES = "Frames"
 FRAMES_DEFAULT = "model default"
 ADVANCED = "Advanced"
@@ -775,6 +782,10 @@ FIGURES = {
     "tflops": (
         "FLOPs, paper / exact",
         "By the pruning papers' formula / counted exactly (grouped KV heads, gated MLP, causal attention).",
+    ),
+    "tower": (
+        "of the vision tower",
+        "The vision tower's FLOPs over the frames that it encoded, by the same two counts; in neither figure above.",
     ),
     "kv": ("KV cache", "Keys and values left after the prefill."),
     "peak": ("Peak memory", "Accelerator memory at its highest during the prefill, weights included; not on a CPU."),

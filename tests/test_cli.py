@@ -231,6 +231,7 @@ def test_reference_names_the_cells_that_round_differently(capsys: pytest.Capture
         ),
         (["flops", "--method", "holitom", "--option", "drop=1"], "drop is 1; it must be at most 0.99"),
         (["nonsense"], "nonsense"),
+        (["flops", "--match", "ttft"], "needs --option frames=N"),
         (["flops", "--nonsense"], "--nonsense"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharp_demo.backbones.families import published_models
+from sharp_demo.backbones.families import family_of_type, published, published_models
+from sharp_demo.backbones.view import VideoShape
 from sharp_demo.cost import (
     ModelShape,
     bias_macs,
@@ -21,12 +23,21 @@ from sharp_demo.cost import (
     score_macs,
     segment_masked_pairs,
     shape_named,
+    tower_tflops,
 )
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.floors import Random
 from sharp_demo.pruning.framefusion import FrameFusion
 from sharp_demo.pruning.holitom import HoliTom
-from sharp_demo.pruning.matching import PAPER_ROWS, PaperRow, flops_matched_retention, paper_flops_matched
+from sharp_demo.pruning.matching import (
+    PAPER_ROWS,
+    PaperRow,
+    Prompted,
+    first_token_tflops,
+    flops_matched_retention,
+    match_ttft,
+    paper_flops_matched,
+)
 from sharp_demo.pruning.pdrop import PDrop
 from sharp_demo.pruning.registry import make_method, method_schedule
 from sharp_demo.pruning.schedule import visual_per_layer
@@ -301,3 +312,39 @@ def test_published_parameter_counts(name: str) -> None:
     total = s.layers * per_layer_weights + s.vocab * s.hidden * (1 if tied else 2)
     known = {"llava-onevision-0.5b": 0.494, "llava-onevision-7b": 7.61, "qwen2-vl-2b": 1.54, "qwen2-vl-7b": 7.61}
     assert total / 1e9 == pytest.approx(known[name], rel=0.01)
+
+
+def ov7b(frames: int = 32, encoded: int = 32) -> Prompted:
+    checkpoint = published("llava-onevision-7b").config
+    tower = partial(family_of_type("llava_onevision").tower_shape, checkpoint)
+    return Prompted(OV7B, tower, VideoShape(frames, 14, 14, resizable=False), encoded)
+
+
+def test_the_tower_of_a_published_model_is_a_third_of_the_first_token() -> None:
+    prompt = ov7b()
+    whole = first_token_tflops(make_method("vanilla", 1.0), prompt)
+    _, tower = tower_tflops(prompt.tower(196), 32)
+    by_hand = 26 * (729 * (4 * 1152**2 + 2 * 1152 * 4304) + 2 * 729**2 * 1152)
+    by_hand += 729 * (588 * 1152 + 1152 * 3584 + 3584**2)
+    assert tower == pytest.approx(2e-12 * 32 * by_hand, rel=1e-12)
+    assert whole == pytest.approx(tower + exact_tflops(OV7B, [6272] * 28), rel=1e-12)
+    assert whole - first_token_tflops(make_method("vanilla", 1.0), ov7b(encoded=8)) == pytest.approx(tower * 24 / 32)
+
+
+@pytest.mark.parametrize("name", ["fastv", "sharp", "pdrop", "evs", "vidcom2+sharp", "feather"])
+@pytest.mark.parametrize("retention", [0.4, 0.2])
+def test_ttft_match_costs_what_fastv_costs(name: str, retention: float) -> None:
+    prompt = ov7b()
+    target = first_token_tflops(make_method("fastv", retention), prompt)
+    matched = match_ttft(make_method(name, retention), prompt)
+    assert first_token_tflops(matched, prompt) == pytest.approx(target, rel=2e-3)
+    if name == "fastv":
+        assert matched.retention == pytest.approx(retention, abs=1 / 6272)
+
+
+def test_ttft_match_leaves_vanilla_and_says_what_is_out_of_reach() -> None:
+    vanilla = make_method("vanilla", 1.0)
+    assert match_ttft(vanilla, ov7b()) is vanilla
+    late = make_method("fastv", 0.01, {"layer": 20})
+    with pytest.raises(MethodError, match=r"FastV's first token at retention 0\.01 .*match=tokens$"):
+        match_ttft(late, ov7b())

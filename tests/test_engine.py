@@ -142,6 +142,19 @@ def test_equal_frames_are_counted(engine: Engine, request_for: Request, tmp_path
     ] == f"1 of {result.layout.frames}"
 
 
+def test_equal_time_to_the_first_token_by_the_cost_model(engine: Engine, request_for: Request) -> None:
+    methods = tuple(MethodSpec(name) for name in ("vanilla", "fastv", "sharp", "evs"))
+    asked = replace(request_for, methods=methods, match="ttft", retention=0.5, timing_s=0, max_new_tokens=1)
+    answered = results(engine.stream(asked))
+    for result in answered.values():
+        assert result.tflops.tower_exact == answered["vanilla"].tflops.tower_exact > result.tflops.tower_paper > 0
+    cost = {label: one.tflops.exact + one.tflops.tower_exact for label, one in answered.items()}
+    for label in ("sharp", "evs"):
+        assert cost[label] == pytest.approx(cost["fastv"], rel=0.02)
+    assert cost["fastv"] < cost["vanilla"]
+    assert answered["fastv"].tokens.kept == round(0.5 * answered["fastv"].tokens.visual)
+
+
 def kv_bytes(result: Result) -> int:
     text = result.tokens.prompt - result.tokens.visual
     return int(sum(2 * 2 * 16 * 4 * (visual + text) for visual in result.visual_per_layer))  # 2 heads of 16, fp32
@@ -507,7 +520,7 @@ def test_the_seed_reaches_the_random_floor(engine: Engine, request_for: Request)
         ({"max_new_tokens": 0}, InputError, "max_new_tokens"),
         ({"timing_s": 61}, InputError, "timing_s is 61; it must be between 0 and 60 seconds"),
         ({"timing_s": float("nan")}, InputError, "timing_s is nan"),
-        ({"match": "speed"}, InputError, "tokens or flops"),
+        ({"match": "speed"}, InputError, "one of tokens, flops, ttft"),
         ({"video": "nowhere.mp4"}, VideoError, "nowhere.mp4"),
         ({"model": "no-such-model"}, ModelError, "no-such-model"),
     ],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sharp_demo.backbones.preprocessing import Grid, VideoPreprocessor
 from sharp_demo.backbones.published import PublishedModel
+from sharp_demo.backbones.view import TowerShape
 from sharp_demo.errors import ModelError
 from sharp_demo.lazy import LazyModule
 
@@ -264,6 +265,13 @@ class Family(ABC):
     @abstractmethod
     def tower(self, model: PreTrainedModel) -> nn.Module:
         """Return the vision tower."""
+
+    @abstractmethod
+    def tower_shape(self, config: Mapping[str, Any], tokens: int) -> TowerShape:
+        """Return what decides the tower's cost for a layout frame of `tokens` visual tokens.
+
+        `config` is that of a checkpoint as a dict, or the config.json of a published one.
+        """
 
     def signals_refusal(self, config: PreTrainedConfig) -> str | None:
         """Return why this checkpoint's tower cannot be read, or None."""

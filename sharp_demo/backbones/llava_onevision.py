@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sharp_demo.backbones.family import Encoded, TinyShape, TrainableFamily, tiny_text_config
 from sharp_demo.backbones.preprocessing import Grid, VideoPreprocessor
 from sharp_demo.backbones.published import QWEN2_0_5B, QWEN2_7B, PublishedModel
+from sharp_demo.backbones.view import TowerShape
 from sharp_demo.errors import ModelError
 from sharp_demo.lazy import LazyModule
 
@@ -162,6 +163,20 @@ class LlavaOnevision(TrainableFamily):
 
     def tower(self, model: PreTrainedModel) -> nn.Module:
         return model.model.vision_tower
+
+    def tower_shape(self, config: Mapping[str, Any], tokens: int) -> TowerShape:
+        tower, hidden = config["vision_config"], config["text_config"]["hidden_size"]
+        width, patch = tower["hidden_size"], tower["patch_size"]
+        patches = (tower["image_size"] // patch) ** 2
+        return TowerShape(
+            width=width,
+            intermediate=tower["intermediate_size"],
+            layers=tower["num_hidden_layers"],
+            head_dim=width // tower["num_attention_heads"],
+            patches=patches,
+            values=3 * patch**2,
+            former=patches * (width + hidden) * hidden,  # before the pooling
+        )
 
     def signals_refusal(self, config: PreTrainedConfig) -> str | None:
         if isinstance(config.vision_feature_layer, int) and config.vision_feature_select_strategy == "full":

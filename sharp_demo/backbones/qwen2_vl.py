@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sharp_demo.backbones.family import Encoded, Times, TinyShape, TrainableFamily, tiny_text_config
 from sharp_demo.backbones.preprocessing import CLIP_MEAN, CLIP_STD, Grid, VideoPreprocessor
 from sharp_demo.backbones.published import QWEN2_1_5B, QWEN2_7B, PublishedModel
+from sharp_demo.backbones.view import TowerShape
 from sharp_demo.errors import ModelError
 from sharp_demo.lazy import LazyModule
 
@@ -304,6 +305,20 @@ class Qwen2VL(TrainableFamily):
 
     def tower(self, model: PreTrainedModel) -> nn.Module:
         return model.model.visual
+
+    def tower_shape(self, config: Mapping[str, Any], tokens: int) -> TowerShape:
+        tower = config["vision_config"]
+        width, group = tower["embed_dim"], tower["spatial_merge_size"] ** 2
+        merged = group * width
+        return TowerShape(
+            width=width,
+            intermediate=int(width * tower["mlp_ratio"]),
+            layers=tower["depth"],
+            head_dim=width // tower["num_heads"],
+            patches=group * tokens,
+            values=3 * tower["temporal_patch_size"] * tower["patch_size"] ** 2,
+            former=tokens * merged * (merged + tower["hidden_size"]),
+        )
 
     def signal_source(self, model: PreTrainedModel) -> tuple[nn.Module, SignalReader]:
         return model.model.visual.blocks[-1].attn, _read

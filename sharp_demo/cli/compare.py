@@ -33,7 +33,10 @@ def compare(
     ] = "vanilla,fastv,feather,sharp",
     retention: Annotated[float, typer.Option(help="share of visual tokens to keep, in (0, 1]")] = 0.2,
     match: Annotated[
-        Match, typer.Option(help="flops: every method costs what FastV (K=2) costs at the asked retention")
+        Match,
+        typer.Option(
+            help="flops: every method costs what FastV (K=2) costs at the asked retention; ttft: with the vision tower"
+        ),
     ] = Match.tokens,
     frames: Annotated[int | None, typer.Option(help="frames to sample; default: the model's")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 64,

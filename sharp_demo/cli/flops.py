@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from sharp_demo.backbones.families import published_models
+from sharp_demo.backbones.families import family_of_type, published, published_models
+from sharp_demo.backbones.view import VideoShape
 from sharp_demo.cli.options import Match, parse_option
 from sharp_demo.cli.text import stdout, table_of
 from sharp_demo.errors import InputError, MethodError
-from sharp_demo.pruning.matching import PAPER_ROWS, flops_matched_retention, paper_flops_matched
+from sharp_demo.pruning.matching import (
+    PAPER_ROWS,
+    Prompted,
+    flops_matched_retention,
+    paper_flops_matched,
+    ttft_matched_retention,
+)
 from sharp_demo.pruning.registry import list_methods
 
 if TYPE_CHECKING:
@@ -28,7 +36,11 @@ def flops(
     method: Annotated[str, typer.Option(help=f"one of {', '.join(list_methods())}")] = "sharp",
     retention: Annotated[float, typer.Option(help="share of visual tokens to keep, in (0, 1]")] = 0.2,
     match: Annotated[
-        Match, typer.Option(help="flops: the retention that costs what FastV (K=2) costs at the asked one")
+        Match,
+        typer.Option(
+            help="flops: the retention that costs what FastV (K=2) costs at the asked one; ttft: with the vision tower "
+            "(needs --option frames=N)"
+        ),
     ] = Match.tokens,
     text_tokens: Annotated[int, typer.Option(min=1, help="text tokens of the prompt, for the exact figures")] = 40,
     option: Annotated[list[str] | None, typer.Option(help="a method option, name=value: layer=3")] = None,
@@ -50,6 +62,11 @@ def flops(
     made = _costed(method, retention, options)
     if match is Match.flops and made.active:
         made = replace(made, retention=flops_matched_retention(made, shape, tokens, retention, frames))
+    if match is Match.ttft and made.active:
+        if frames == 1:
+            raise InputError("match=ttft needs --option frames=N: the vision tower is counted by the frame")
+        prompt = _prompted(config, shape, tokens, frames, text_tokens)
+        made = replace(made, retention=ttft_matched_retention(made, prompt, retention))
     made.check(shape.layers)
     per_layer = made.visual_per_layer(shape.layers, tokens, frames)
     paper = paper_tflops(shape, per_layer, made.mlp_per_layer(per_layer))
@@ -66,6 +83,14 @@ def _costed(name: str, retention: float, options: dict[str, Any]) -> Method:
         known.append("frames")  # taken by all: one command line serves several methods
         raise MethodError(f"option {min(unknown)} changes no cost of {name}; flops knows {', '.join(known)}")
     return make_method(name, retention, options)
+
+
+def _prompted(config: str, shape: ModelShape, tokens: int, frames: int, text_tokens: int) -> Prompted:
+    """Return what a first token's cost is counted from: frames that are all different, rows of a single token."""
+    checkpoint = published(config).config
+    tower = partial(family_of_type(checkpoint["model_type"]).tower_shape, checkpoint)
+    video = VideoShape(frames, 1, tokens // frames, resizable=False)
+    return Prompted(shape, tower, video, encoded=frames, text=text_tokens)
 
 
 def _frames(frames: Any, tokens: int) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class Match(StrEnum):
     tokens = "tokens"
     flops = "flops"
+    ttft = "ttft"
 
 
 def parse_option(text: str) -> tuple[str, Any]:

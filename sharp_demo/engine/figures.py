@@ -13,7 +13,8 @@ import torch
 import transformers
 
 from sharp_demo import __version__
-from sharp_demo.cost import ModelShape, exact_tflops, paper_tflops
+from sharp_demo.backbones.families import family_of
+from sharp_demo.cost import ModelShape, exact_tflops, paper_tflops, tower_tflops
 from sharp_demo.engine.generation import SETUP, Answer, Prefilled, TimedPrefill
 from sharp_demo.engine.job import Job, reads_tower
 from sharp_demo.engine.stages import Shared
@@ -28,6 +29,7 @@ def build_result(job: Job, run: Run, start: Prefilled, answer: Answer, length: i
     """Return what a job's method did, not timed in rounds yet; `length` is the prompt's, in tokens."""
     backbone, model, method, shared = job.loaded.backbone, job.loaded.backbone.model, job.method, job.shared
     kept, role = kept_by_frame(run, shared.layout)
+    tower_paper, tower_exact = seen_tflops(job)
     return Result(
         method=method.name,
         label=job.label,
@@ -47,7 +49,9 @@ def build_result(job: Job, run: Run, start: Prefilled, answer: Answer, length: i
         scores={name: [_finite(value) for value in values.tolist()] for name, values in run.scores.items()},
         segments=[list(segment) for segment in run.segments],
         latency_ms=latency_of(job, start.timed, answer),
-        tflops=prefill_tflops(job.loaded.shape, method, run, length),
+        tflops=replace(
+            prefill_tflops(job.loaded.shape, method, run, length), tower_paper=tower_paper, tower_exact=tower_exact
+        ),
         memory=Memory(start.kv_bytes, start.timed.peak_bytes, start.timed.added_bytes),
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -156,6 +160,13 @@ def prefill_tflops(shape: ModelShape, method: Method, run: Run, length: int) -> 
         ),
         setup=2e-12 * setup,
     )
+
+
+def seen_tflops(job: Job) -> tuple[float, float]:
+    """Return the TFLOPs of the vision tower over the frames that it encoded, as the papers count and exact."""
+    config, layout = job.loaded.backbone.model.config, job.shared.layout
+    tower = family_of(config).tower_shape(config.to_dict(), layout.rows * layout.cols)
+    return tower_tflops(tower, job.shared.features.encoded)
 
 
 def config_of(method: Method) -> dict[str, Any]:

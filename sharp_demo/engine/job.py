@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
+from sharp_demo.backbones.families import family_of
 from sharp_demo.backbones.signals import signals_refusal
+from sharp_demo.backbones.view import VideoShape
 from sharp_demo.engine.condition import Condition
 from sharp_demo.engine.generation import Stop
-from sharp_demo.engine.stages import Loaded, Shared, Stages
+from sharp_demo.engine.stages import Loaded, Shared, Stages, layout_of
 from sharp_demo.errors import UnsupportedError
-from sharp_demo.pruning.matching import match_flops
+from sharp_demo.pruning.matching import Prompted, match_flops, match_ttft
 from sharp_demo.pruning.method import Method
 from sharp_demo.records import Request
 
@@ -49,8 +52,26 @@ def reads_tower(method: Method) -> bool:
     return method.needs_vision and method.active
 
 
+def prompted(loaded: Loaded, shared: Shared) -> Prompted:
+    """Return what the cost of a first token is counted from."""
+    config, layout, length = loaded.backbone.model.config, shared.layout, shared.prompt["input_ids"].shape[1]
+    return Prompted(
+        shape=loaded.shape,
+        tower=partial(family_of(config).tower_shape, config.to_dict()),
+        video=VideoShape(layout.frames, layout.rows, layout.cols, resizable=False),
+        encoded=shared.features.encoded,
+        text=length - layout.tokens,
+        prefix=int(layout_of(loaded.backbone, shared.prompt).index[0]),
+    )
+
+
 def _matched(job: Job) -> Method:
     """Return the method at the retention that costs what the request's budget costs."""
-    if job.request.match == "tokens":
-        return job.method
-    return match_flops(job.method, job.loaded.shape, job.shared.layout.tokens, job.shared.layout.frames)
+    layout = job.shared.layout
+    match job.request.match:
+        case "tokens":
+            return job.method
+        case "flops":
+            return match_flops(job.method, job.loaded.shape, layout.tokens, layout.frames)
+        case "ttft":
+            return match_ttft(job.method, prompted(job.loaded, job.shared))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import chain, count
+from typing import get_args
 
 from sharp_demo.backbones.processor import clean_question
 from sharp_demo.errors import InputError, MethodError
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.registry import make_method, method_class
-from sharp_demo.records import MethodSpec, Request
+from sharp_demo.records import Match, MethodSpec, Request
 from sharp_demo.settings import Settings
 
 MAX_TIMING_S = 60.0
@@ -29,8 +30,8 @@ def check_request(request: Request, limits: Settings) -> None:
         raise InputError(f"timing_s is {request.timing_s:g}; it must be between 0 and {MAX_TIMING_S:g} seconds")
     if not 0 < request.retention <= 1:
         raise MethodError(f"retention is {request.retention:g}; it must be above 0 and at most 1")
-    if request.match not in ("tokens", "flops"):
-        raise InputError(f"match is {request.match!r}; it must be tokens or flops")
+    if request.match not in get_args(Match):
+        raise InputError(f"match is {request.match!r}; it must be one of {', '.join(get_args(Match))}")
 
 
 def methods_of(request: Request) -> list[tuple[str, Method]]:

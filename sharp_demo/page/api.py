@@ -50,7 +50,7 @@ class Api:
     ) -> Iterator[dict[str, Any]]:
         """Run pruning methods side by side on one video and one question.
 
-        `retention` is the share of visual tokens kept, above 0 and at most 1; `match` is "tokens" or "flops";
+        `retention` is the share of visual tokens kept, above 0 and at most 1; `match` is "tokens", "flops" or "ttft";
         `frames` 0 means the model's default. Returns {"request", "results", "failed"} as `compare --json` does;
         while it runs, what is finished so far.
         """

@@ -34,7 +34,7 @@ Values = Mapping[str, Any]  # input name -> what its control holds
 
 # What may be open; the comparison is what opens where an address says nothing.
 MODES = ("compare", "ablate", "sweep", "walk", "benchmarks")
-MATCHES = ("tokens", "flops")
+MATCHES = ("tokens", "flops", "ttft")
 RETENTION_RANGE = (0.01, 1.0)
 PERCENT = (2, 100)  # of the page's slider
 FRAME_CHOICES = (4, 8, 16, 24, 32, 48, 64)

@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from sharp_demo.cost import ModelShape, paper_tflops, shape_named
+from sharp_demo.backbones.view import TowerShape, VideoShape
+from sharp_demo.cost import ModelShape, exact_tflops, paper_tflops, shape_named, tower_tflops
 from sharp_demo.errors import MethodError
+from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.registry import make_method
 from sharp_demo.pruning.schedule import budget, visual_per_layer
 
 FASTV_LAYER = 2  # the cost every FLOPs-matched comparison refers to: FastV with two full layers
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """What a time to the first token is counted from: a model, and a prompt with a video.
+
+    Attributes
+    ----------
+    shape : the decoder. tower : its vision tower for layout frames of so many tokens.
+    video : the whole video. encoded : its layout frames that are unlike each other.
+    text, prefix : text tokens, and those before the video.
+    """
+
+    shape: ModelShape
+    tower: Callable[[int], TowerShape]
+    video: VideoShape
+    encoded: int
+    text: int = 40
+    prefix: int = 0
+
+
+def first_token_tflops(method: Method, prompt: Prompted) -> float:
+    """Return the exact TFLOPs to the first token: vision tower, decoder and scoring, without what is paid once."""
+    shape, video = prompt.shape, prompt.video
+    view = method.view(video)
+    seen = video.seen(view)
+    _, tower = tower_tflops(prompt.tower(seen.rows * seen.cols), min(prompt.encoded, seen.frames), view.merging)
+    counts = method.visual_per_layer(shape.layers, video.tokens, video.frames)
+    scoring: dict[str, int] = {}
+    if method.active:
+        scoring = method.overhead_macs(shape, video.tokens, prompt.text, prompt.prefix, frames=video.frames)
+    extra = sum(macs for stage, macs in scoring.items() if stage != "bias_setup")
+    inner = method.mlp_per_layer(counts)
+    return tower + exact_tflops(shape, counts, prompt.text, mlp_per_layer=inner, extra_macs=extra)
 
 
 def flops_matched_retention(method: Method, shape: ModelShape, n: int, retention: float, frames: int = 1) -> float:
@@ -33,16 +70,43 @@ def flops_matched_retention(method: Method, shape: ModelShape, n: int, retention
         counts = replace(method, retention=kept / n).visual_per_layer(shape.layers, n, frames)
         return paper_tflops(shape, counts, method.mlp_per_layer(counts))
 
+    return _nearest(cost, n, target, f"FastV at retention {retention:g} ({target:.3g} paper TFLOPs)") / n
+
+
+def ttft_matched_retention(method: Method, prompt: Prompted, retention: float) -> float:
+    """Return the retention m / n at which a method's first token costs what FastV's (K=2) does at `retention`.
+
+    As `flops_matched_retention`, in `first_token_tflops`: with the vision tower, which most methods do not spare.
+    """
+    n = prompt.video.tokens
+    fastv = FastV(retention=retention, layer=min(FASTV_LAYER, prompt.shape.layers - 1))
+    target = first_token_tflops(fastv, prompt)
+
+    def cost(kept: int) -> float:
+        return first_token_tflops(replace(method, retention=kept / n), prompt)
+
+    return _nearest(cost, n, target, f"FastV's first token at retention {retention:g} ({target:.3g} TFLOPs)") / n
+
+
+def _nearest(cost: Callable[[int], float], n: int, target: float, reference: str) -> int:
+    """Return which of 1..n tokens costs what is nearest to the target; more tokens cost more."""
     low, high = 1, n
     if cost(low) > target * (1 + 1e-9):
         raise MethodError(
-            f"this method cannot cost as little as FastV at retention {retention:g} ({target:.3g} paper TFLOPs): "
+            f"this method cannot cost as little as {reference}: "
             f"with one token kept it still costs {cost(low):.3g}; ask for a higher retention or match=tokens"
         )
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) <= target else (low, middle)
-    return min((low, high), key=lambda kept: abs(cost(kept) - target)) / n
+    return min((low, high), key=lambda kept: abs(cost(kept) - target))
+
+
+def match_ttft(method: Method, prompt: Prompted) -> Method:
+    """Return the method with the retention whose first token costs what FastV's (K=2) does at its own."""
+    if not method.active:
+        return method
+    return replace(method, retention=ttft_matched_retention(method, prompt, method.retention))
 
 
 def match_flops(method: Method, shape: ModelShape, n: int, frames: int = 1) -> Method:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from sharp_demo.backbones.view import WHOLE, VideoShape, View
 from sharp_demo.cost import ModelShape, Prunes
 from sharp_demo.errors import MethodError
 from sharp_demo.lazy import LazyModule
@@ -133,6 +134,10 @@ class Method:
     def fitted(self, layers: int) -> Method:
         """This method on a model of `layers` decoder layers: whatever its options leave to the depth is worked out."""
         return self
+
+    def view(self, video: VideoShape) -> View:
+        """How this method has a video shown to the model, before it is encoded; as it is unless a method says more."""
+        return WHOLE
 
     def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
         """Prune stages (layer, tokens kept) for a model of `layers` decoder layers and n visual tokens.

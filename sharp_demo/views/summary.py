@@ -141,6 +141,7 @@ def _details(result: Result) -> dict[str, str]:
         "decode": format_ms(latency.decode_per_token),
         "total": format_ms(latency.total),
         "tflops": f"{format_flops(result.tflops.paper)} / {format_flops(result.tflops.exact)}",
+        **_tower(result),
         "kv": format_bytes(result.memory.kv_bytes),
         "peak": format_bytes(result.memory.peak_bytes),
         "added": format_bytes(result.memory.added_bytes),
@@ -152,6 +153,14 @@ def _encoded(result: Result) -> dict[str, str]:
     """Return how many layout frames the tower encoded, where it was not all of them."""
     encoded, given = result.encoded_frames, result.layout.frames
     return {"encoded": strings.of_frames(encoded, given)} if encoded is not None and encoded < given else {}
+
+
+def _tower(result: Result) -> dict[str, str]:
+    """Return the vision tower's FLOPs by both counts, where they were counted."""
+    paper, exact = result.tflops.tower_paper, result.tflops.tower_exact
+    if paper is None or exact is None:
+        return {}
+    return {"tower": f"{format_flops(paper)} / {format_flops(exact)}"}
 
 
 def words(text: str) -> list[str]:

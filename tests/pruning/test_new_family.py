@@ -28,6 +28,7 @@ from sharp_demo.backbones.preprocessing import Grid
 from sharp_demo.backbones.published import PublishedModel
 from sharp_demo.backbones.received import attention_received
 from sharp_demo.backbones.tiny import write_checkpoint
+from sharp_demo.backbones.view import TowerShape
 from sharp_demo.cli import main
 from sharp_demo.engine import Engine
 from sharp_demo.errors import ModelError
@@ -141,6 +142,15 @@ class Stamped(Family):
 
     def tower(self, model: PreTrainedModel) -> nn.Module:
         return model.model.vision_model
+
+    def tower_shape(self, config: Mapping[str, Any], tokens: int) -> TowerShape:
+        tower, scale = config["vision_config"], config["scale_factor"] ** 2
+        patches, width = (tower["image_size"] // tower["patch_size"]) ** 2, tower["hidden_size"]
+        former = patches * width * config["text_config"]["hidden_size"]
+        head_dim = width // tower["num_attention_heads"]
+        layers, values = tower["num_hidden_layers"], 3 * tower["patch_size"] ** 2
+        assert patches == tokens * scale
+        return TowerShape(width, tower["intermediate_size"], layers, head_dim, patches, values, former)
 
     def signal_source(self, model: PreTrainedModel) -> tuple[nn.Module, Callable[..., tuple[Tensor, Tensor]]]:
         return model.model.vision_model.encoder.layers[-1].self_attn, read
