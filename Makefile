@@ -1,4 +1,4 @@
-# Targets other tools rely on: install, demo, test, test-full, test-gpu, check.
+# Targets other tools rely on: install, demo, test, test-full, test-gpu, test-eval, check.
 # Variables: PYTHON (3.11 to 3.13), TORCH_INDEX (another index for torch), PYTEST_ARGS, USE_SYSTEM=1 (no .venv),
 # CONSTRAINTS= (empty: the newest versions the ranges allow instead of the tested set).
 SHELL := bash
@@ -28,12 +28,13 @@ APP := $(VENV)/app.stamp
 DEV := $(VENV)/dev.stamp
 endif
 
-.PHONY: help install demo check audit format test test-full test-gpu test-transformers chromium docs results bench bench-gpu
+.PHONY: help install demo check audit format test test-full test-gpu test-eval eval-env test-transformers chromium docs results bench bench-gpu
 help:
 	@echo "make install    $(VENV) with everything the app and the tests need (TORCH_INDEX=URL for another torch index)"
 	@echo "make demo       the app on http://127.0.0.1:7860 with the embedded model"
 	@echo "make test       checks and all tests on seeded samples"
 	@echo "make test-full  the full volumes;  make test-gpu  everything that needs CUDA"
+	@echo "make test-eval  the plugin inside lmms-eval, in an environment of its own (make eval-env)"
 	@echo "make test-transformers VERSION=5.23.0  what depends on transformers, on another release of it"
 	@echo "make check      ruff, format, mypy, generated docs;  make format / make docs  rewrite them"
 	@echo "make audit      known vulnerabilities of the tested set (needs the internet)"
@@ -151,7 +152,26 @@ test-transformers: $(VENV)/transformers-$(VERSION)/installed
 	PYTHONPATH=$(VENV)/transformers-$(VERSION) $(RUN) -m pytest -q -m "not full and not gpu and not page" -n 2 \
 		-p no:cacheprovider -W error::FutureWarning $(TRANSFORMERS_TESTS) $(PYTEST_ARGS)
 
-test-full: check chromium
+# lmms-eval lives apart: what it wants of av and torchvision is not what the app wants (requirements-eval.txt). Its own
+# wrapper of LLaVA-OneVision, the control that our answers are held against, needs torchvision, which lies in a folder
+# of its own: next to a CPU build of torch transformers would not load with it.
+EVAL := .venv-eval
+EVAL_PIP := $(EVAL)/bin/python -m pip install --quiet $(INDEX) -c constraints-eval.txt
+
+eval-env: $(EVAL)/eval.stamp
+
+$(EVAL)/eval.stamp: requirements.txt requirements-eval.txt constraints-eval.txt lab/plugin/pyproject.toml
+	@echo "Installing lmms-eval into $(EVAL); the first time, torch makes this take minutes."
+	@[ -x $(EVAL)/bin/python ] || $(PYTHON) -m venv $(EVAL)
+	@$(EVAL_PIP) -r requirements.txt -r requirements-eval.txt
+	@$(EVAL_PIP) --no-deps lmms-eval -e . -e lab/plugin
+	@$(EVAL_PIP) --no-deps --upgrade --target $(EVAL)/control torchvision
+	@touch $@
+
+test-eval: $(DEV) eval-env
+	$(RUN) -m pytest -q -m eval tests/eval $(PYTEST_ARGS)
+
+test-full: check chromium eval-env
 	$(RUN) -m pytest -q -m "not gpu" $(PYTEST_ARGS)
 
 test-gpu: $(DEV)
