@@ -1,8 +1,7 @@
 """Write tests/data/processor_goldens.json with transformers' own processors: the reference for ours.
 
 Needs an environment in which transformers' video processors work, so one with a torchvision that matches torch (the
-project itself does without). `python tools/make_processor_goldens.py`. Next to a CPU-only torch, torchvision's wheel
-may fail to register its C++ operators; the two declarations below are enough, since none of them is called here.
+project itself does without). `python tools/make_processor_goldens.py`.
 """
 
 from __future__ import annotations
@@ -17,18 +16,13 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "backbones")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "backbones"), str(ROOT / "tools")]
 
-try:
-    import torchvision
-except RuntimeError:
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    import torchvision
+from torchvision_on_cpu import import_torchvision  # noqa: E402
 
+import_torchvision()
+
+import torchvision  # noqa: E402
 import transformers  # noqa: E402
 from frames import golden_frames  # noqa: E402
 from transformers import AutoProcessor, LlavaOnevisionVideoProcessor, Qwen2VLVideoProcessor  # noqa: E402
