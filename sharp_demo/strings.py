@@ -332,8 +332,7 @@ def too_many_uploads(limit: int) -> str:
     return f"Too many uploads at once: {limit} are allowed. Wait until one has ended."
 
 
-def silent_upload(seconds: float) -> str:
-    return f"The upload sent nothing for {seconds:g} s and was given up; try again."
+SILENT_UPLOAD = "The upload sent nothing for too long and was given up; try again."
 
 
 def too_large(limit: int) -> str:

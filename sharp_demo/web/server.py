@@ -8,11 +8,11 @@ from __future__ import annotations
 import ipaddress
 import math
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
-from anyio import fail_after, to_thread
+from anyio import CancelScope, current_time, fail_after, to_thread
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
@@ -29,6 +29,7 @@ FORM_EXTRA = 1 << 20  # what a form adds around a file
 UPLOAD = "/gradio_api/upload"  # the one route that takes files
 OPEN_UPLOADS = 40  # of one address at a time, behind which may be a whole audience
 SILENCE_S = 15.0  # without a byte of an upload
+YIELD_S = 1.0  # without a byte of an upload, when another one of its address needs the place
 KNOWN_CLIENTS = 10_000
 # Gradio runs inline scripts and modules from blobs, compiles templates of gr.HTML, shows uploads as blobs.
 CONTENT_POLICY = (
@@ -213,8 +214,9 @@ def client_of(scope: Scope, proxies: int) -> str:
 class BodyLimit:
     """Refuses bodies that are too large (413) or do not say how large (411), and uploads that find no room (507).
 
-    Room is taken as the bytes of an upload arrive, so that announcing much and sending nothing locks nobody out. One
-    client may have `OPEN_UPLOADS` uploads open (429), and none may fall silent for `silence_s` seconds (408).
+    Room is taken as the bytes of an upload arrive, so that announcing much and sending nothing locks nobody out. None
+    may fall silent for `silence_s` seconds (408). One client may have `OPEN_UPLOADS` uploads open; one more takes the
+    place of the one that has been silent longest (408), and is refused (429) when none has been for `YIELD_S`.
     """
 
     def __init__(
@@ -222,7 +224,7 @@ class BodyLimit:
     ) -> None:
         self.app, self.upload_bytes, self.folder = app, upload_bytes, folder
         self.proxies, self.silence_s = proxies, silence_s
-        self._open: Counter[str] = Counter()
+        self._open: dict[str, list[Arriving]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not changes_something(scope):
@@ -242,11 +244,16 @@ class BodyLimit:
 
     async def _upload(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
         client = client_of(scope, self.proxies)
-        if self._open[client] >= OPEN_UPLOADS:
-            await refusal(scope, 429, strings.too_many_uploads(OPEN_UPLOADS))(scope, receive, send)
-            return
-        self._open[client] += 1
+        others = self._open.get(client, [])
+        if len(others) >= OPEN_UPLOADS:
+            stalest = max(others, key=Arriving.silent_for)
+            if stalest.silent_for() < YIELD_S:
+                await refusal(scope, 429, strings.too_many_uploads(OPEN_UPLOADS))(scope, receive, send)
+                return
+            stalest.give_up()
+            self._forget(client, stalest)
         arriving = Arriving(self.folder, receive, length, self.silence_s)
+        self._open.setdefault(client, []).append(arriving)
         try:
             await self.app(scope, arriving.receive, send)
         except NoRoom as error:
@@ -254,11 +261,16 @@ class BodyLimit:
         except TypeError:  # Gradio's, for a part of the form that is no file
             await refusal(scope, 400, strings.NO_FILE)(scope, receive, send)
         except TimeoutError:
-            await refusal(scope, 408, strings.silent_upload(self.silence_s))(scope, receive, send)
+            await refusal(scope, 408, strings.SILENT_UPLOAD)(scope, receive, send)
         finally:
             self.folder.release(arriving.taken)
-            self._open[client] -= 1
-            self._open += Counter()  # forgets clients with none
+            self._forget(client, arriving)
+
+    def _forget(self, client: str, upload: Arriving) -> None:
+        """Give an upload's place free, unless another one has it already."""
+        left = [one for one in self._open.pop(client, []) if one is not upload]
+        if left:
+            self._open[client] = left
 
 
 class NoRoom(Exception):
@@ -268,17 +280,31 @@ class NoRoom(Exception):
 class Arriving:
     """The bytes of one upload of an announced length on their way in; for `taken` of them room is reserved.
 
-    `receive` raises NoRoom when there is none for more, TimeoutError after `silence_s`
-    seconds without a message.
+    `receive` raises NoRoom when there is none for more, TimeoutError after `silence_s` seconds without a message, or
+    when it is told to give up.
     """
 
     def __init__(self, folder: UploadFolder, receive: Receive, length: int, silence_s: float) -> None:
         self.folder, self._receive, self.length, self.silence_s = folder, receive, length, silence_s
         self.arrived = self.taken = 0
+        self._waits: tuple[float, CancelScope] | None = None  # since when, and what ends it
+
+    def silent_for(self) -> float:
+        """Return the seconds since it began to wait for bytes; 0 while it works on some."""
+        return 0.0 if self._waits is None else current_time() - self._waits[0]
+
+    def give_up(self) -> None:
+        """End the wait for bytes as if its time were over."""
+        if self._waits is not None:
+            self._waits[1].deadline = current_time()
 
     async def receive(self) -> Message:
-        with fail_after(self.silence_s):
-            message = await self._receive()
+        with fail_after(self.silence_s) as scope:
+            self._waits = (current_time(), scope)
+            try:
+                message = await self._receive()
+            finally:
+                self._waits = None
         self.arrived += len(message.get("body", b""))
         if self.arrived > self.taken:
             # As much again as has arrived, so that the folder is looked through a few times only.

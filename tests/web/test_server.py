@@ -25,6 +25,7 @@ from sharp_demo import settings as settings_module
 from sharp_demo import strings
 from sharp_demo.engine.condition import Condition
 from sharp_demo.settings import Settings
+from sharp_demo.web import server as guards_module
 from sharp_demo.web.health import Health
 from sharp_demo.web.server import (
     MAX_BODY,
@@ -296,20 +297,29 @@ def test_announced_bytes_lock_nobody_out_and_silence_ends(folder):
     assert folder.reserve(3000) is None, "all reservations are given back"
 
 
-def test_one_client_has_a_few_uploads_open_at_once(folder):
-    limit, late = limited(folder, silence_s=0.3), []
+def test_one_client_has_a_few_uploads_open_at_once(folder, monkeypatch):
+    """One more is refused while all others are at work, and takes the place of the one that is silent longest."""
+    monkeypatch.setattr(guards_module, "YIELD_S", 0.5)
+    limit, late = limited(folder), []
+    silent = [Client(limit, 10) for _ in range(OPEN_UPLOADS)]
 
     async def visit() -> None:
         async with anyio.create_task_group() as tasks:
-            for _ in range(OPEN_UPLOADS):
-                tasks.start_soon(lambda: Client(limit, 10).run(b"-", then_silent=True))
-            await anyio.sleep(0.05)
+            for client in silent:
+                tasks.start_soon(lambda client=client: client.run(b"-", then_silent=True))
+            await anyio.sleep(0.01)
             late.append(await Client(limit, 10).run(bytes(10)))
             late.append(await Client(limit, 10, "1.1.1.1").run(bytes(10)))
-        late.append(await Client(limit, 10).run(bytes(10)))
+            await anyio.sleep(0.6)
+            late.append(await Client(limit, 10).run(bytes(10)))
+            late.append(await Client(limit, 10).run(bytes(10)))
+            await anyio.sleep(0.01)
+            late.append([client.status for client in silent])
+            tasks.cancel_scope.cancel()
 
     anyio.run(visit)
-    assert late == [429, 200, 200]
+    assert late == [429, 200, 200, 200, [[408], *[[]] * (OPEN_UPLOADS - 1)]]
+    assert anyio.run(Client(limit, 10).run, bytes(10)) == 200
 
 
 def test_an_upload_stops_when_the_room_ends_on_its_way(folder):
