@@ -113,6 +113,8 @@ bench: $(DEV)
 		$(call result,bench-prefill-cpu-threads)
 	$(RUN) -m sharp_demo $(BENCH_CPU) --layers 2 --scale 8,16,32,64,128 --rounds 3 --methods sharp --retention 0.14 \
 		--svg docs/images/bench-scale-cpu.svg $(call result,bench-scale-cpu)
+	$(RUN) -m sharp_demo $(BENCH_CPU) --tokens 1568 --rounds 1 --methods sharp --retention 0.2 \
+		--profile docs/results/bench-prefill-cpu-profile.txt
 	$(RUN) docs/generate.py
 
 bench-gpu: $(DEV)
