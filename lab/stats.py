@@ -1,6 +1,12 @@
-"""Confidence intervals by clip: questions of one clip are not independent, so clips are what is resampled."""
+"""Confidence intervals by clip: questions of one clip are not independent, so clips are what is resampled.
+
+McNemar's test stands next to them: exact, but it takes questions for independent.
+"""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -42,5 +48,31 @@ class ClipBootstrap:
         gaps = values - reference
         return float(gaps.mean()), self.mean_interval(gaps)
 
+    def lower_bound(self, values: np.ndarray, reference: np.ndarray) -> float:
+        """One-sided 95 % bound: the mean of values - reference, paired by question, is hardly lower."""
+        means = self._weights @ self._per_clip(values - reference) / (self._weights @ self._sizes)
+        return float(np.quantile(means, 1 - LEVEL))
+
     def _per_clip(self, values: np.ndarray) -> np.ndarray:
         return np.bincount(self._clip, weights=values, minlength=self.clips)
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Questions that only one of two methods answers rightly, and how likely so uneven a split is by chance."""
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
+    """Compare two columns of verdicts [n] on the same questions; exact, two-sided.
+
+    Under the null hypothesis each question that one alone answers rightly falls to either with probability 1/2.
+    """
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    n, least = only_first + only_second, min(only_first, only_second)
+    log_terms = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(least + 1))
+    tail = sum(math.exp(term - n * math.log(2)) for term in log_terms)
+    return McNemar(only_first, only_second, min(1.0, 2 * tail))

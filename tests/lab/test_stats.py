@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lab.stats import ClipBootstrap, third_of_frames
+from lab.stats import ClipBootstrap, mcnemar, third_of_frames
 from lab.world.questions import third
 from lab.world.records import INTERVALS
 
@@ -78,3 +78,29 @@ def test_paired_difference() -> None:
     assert high - low < (a[1] - a[0] + b[1] - b[0]) / 3
     backwards, (other_low, other_high) = bootstrap.difference(worse, values)
     assert (backwards, other_low, other_high) == pytest.approx((-difference, -high, -low), abs=1e-12)
+
+
+def test_mcnemar_counts_what_only_one_has_right() -> None:
+    """Six discordant questions, all to one side: 2 / 2^6; evenly shared ones, and none, say nothing."""
+    both = np.ones(4, bool)
+    first, second = np.r_[both, np.ones(6, bool)], np.r_[both, np.zeros(6, bool)]
+    found = mcnemar(first, second)
+    assert (found.only_first, found.only_second) == (6, 0)
+    assert found.p == pytest.approx(2 / 64)
+    assert mcnemar(second, first).p == pytest.approx(2 / 64)
+    uneven = mcnemar(np.r_[np.ones(9, bool), np.zeros(1, bool)], np.r_[np.zeros(9, bool), np.ones(1, bool)])
+    assert uneven.p == pytest.approx(2 * (1 + 10) / 2**10)
+    assert mcnemar(first, ~first).p <= 1
+    assert mcnemar(both, both).p == 1
+    many = np.arange(20_000) % 2 == 0
+    assert mcnemar(many, ~many).p == pytest.approx(1)
+
+
+def test_the_lower_bound_is_one_sided_and_paired() -> None:
+    rng = np.random.default_rng(0)
+    reference = (rng.random(300) < 0.6).astype(float)
+    bootstrap = ClipBootstrap(clips(100, 3))
+    assert bootstrap.lower_bound(reference, reference) == 0.0
+    worse = reference * (rng.random(300) < 0.9)
+    gap, (low, high) = bootstrap.difference(worse, reference)
+    assert low < bootstrap.lower_bound(worse, reference) < gap < high
