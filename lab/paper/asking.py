@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from lab.paper.runs import MethodRun
 from lab.paper.store import Question, Store, answer_key
 from lab.provenance import commit
 from sharp_demo.errors import InputError, SharpError
-from sharp_demo.records import Decoded, Event, MethodDone, MethodFailed, Request, Result
+from sharp_demo.records import AttentionMaps, Decoded, Event, Match, MethodDone, MethodFailed, Request, Result
 from sharp_demo.settings import Settings
 
 MOST_FAILURES = 20  # after as many, whatever is wrong is wrong with every question
@@ -52,6 +52,7 @@ class Asks(Protocol):
     """What is needed of an engine."""
 
     def stream(self, request: Request) -> Iterable[Event]: ...
+    def attention(self, request: Request) -> AttentionMaps: ...
 
 
 @dataclass
@@ -111,10 +112,10 @@ class Asker:
         return added
 
     def _missing(self, question: Question) -> list[list[MethodRun]]:
-        """The runs without an answer: a request matches either tokens or FLOPs, so there are up to two groups."""
+        """The runs without an answer, in one group for each way of matching: a request matches by one."""
         missing = [run for run in self.runs if self.store.get(self.key(question, run)) is None]
-        groups = [[run for run in missing if run.match == match] for match in ("tokens", "flops")]
-        return [group for group in groups if group]
+        asked = [[run for run in missing if run.match == match and not run.maps] for match in get_args(Match)]
+        return [group for group in (*asked, [run for run in missing if run.maps]) if group]
 
     def _ask(self, question: Question, runs: Sequence[MethodRun]) -> Iterable[dict[str, Any]]:
         """Yield a record for every run: an answer, or an `error` with its `kind`."""
@@ -132,6 +133,10 @@ class Asker:
         open_runs = {run.label: run for run in runs}
         frames, distinct = 0, None
         try:
+            if runs[0].maps:
+                for run in runs:
+                    yield self._about(question, open_runs.pop(run.label)) | attention(self.engine().attention(request))
+                return
             for event in self.engine().stream(request):
                 if isinstance(event, Decoded):
                     frames = frames or len(event.timestamps)  # a second event tells of fewer, for want of memory
@@ -205,6 +210,12 @@ def outcome(result: Result, frames: int, distinct: int | None) -> dict[str, Any]
         "attention": result.attention_backend,
         "versions": result.versions,
     }
+
+
+def attention(maps: AttentionMaps) -> dict[str, Any]:
+    """What the log keeps of the last token's attention, [layers][frames]: as it is, and debiased."""
+    kept = {"raw": maps.raw, "debiased": maps.debiased}
+    return {"attention": {name: [[round(value, 7) for value in row] for row in rows] for name, rows in kept.items()}}
 
 
 def by_video(questions: Sequence[Question]) -> list[Question]:

@@ -53,6 +53,10 @@ class Job:
     def store(self) -> Path:
         return self.folder / "answers"
 
+    @property
+    def answering(self) -> list[MethodRun]:
+        return [run for run in self.runs if not run.maps]
+
     def scores_of(self, run: MethodRun) -> Path:
         return self.folder / "scores" / f"{run.label}-{run.identity}"
 
@@ -87,7 +91,7 @@ def run_job(job: Job, python: Path | None = None, **variables: str) -> None:
     if done.returncode:
         raise HarnessError(f"lmms-eval ended with code {done.returncode}; what it said stands above")
     if not job.shard:
-        for run in job.runs:
+        for run in job.answering:
             read_scores(job, run)  # its command line ends with code 0 whatever became of the scores
 
 
@@ -97,7 +101,7 @@ def write_config(job: Job) -> Path:
     runs = job.folder / "runs.json"
     write_runs(runs, job.runs)
     entries: list[dict[str, Any]] = []
-    for run in job.runs[: 1 if job.shard else None]:
+    for run in job.answering[: 1 if job.shard else None]:
         arguments: Mapping[str, Any] = {
             "model": job.model,
             "runs": runs,

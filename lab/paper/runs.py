@@ -24,6 +24,7 @@ class MethodRun:
     ----------
     label : its name in logs and results. method : registered name.
     retention, match : as in `records.Request`. options : the method's own.
+    maps : no answer is wanted but the attention by layer and frame (`Engine.attention`).
     """
 
     label: str
@@ -31,6 +32,7 @@ class MethodRun:
     retention: float = 1.0
     match: Match = "tokens"
     options: Mapping[str, Any] = field(default_factory=dict)
+    maps: bool = False
 
     def check(self) -> None:
         """Raise InputError where the engine would refuse it: an unknown method, option or match, a wrong retention."""

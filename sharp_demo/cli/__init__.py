@@ -1,4 +1,4 @@
-"""python -m sharp_demo compare | bench | evaluate | flops | methods | doctor.
+"""python -m sharp_demo compare | bench | evaluate | reproduce | flops | methods | doctor.
 
 Exit codes: 0 done, 2 bad input (one line on stderr), 1 our fault.
 
@@ -19,7 +19,14 @@ from sharp_demo.cli.text import exit_code
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 bench = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Speed benchmarks.")
 app.add_typer(bench, name="bench")
-for command in (compare.compare, laboratory.evaluate, doctor.doctor, methods.methods, flops.flops):
+for command in (
+    compare.compare,
+    laboratory.evaluate,
+    laboratory.reproduce,
+    doctor.doctor,
+    methods.methods,
+    flops.flops,
+):
     app.command()(command)
 bench.command()(laboratory.prefill)
 

@@ -81,6 +81,30 @@ def evaluate(
     )
 
 
+def reproduce(
+    what: Annotated[str, typer.Argument(help="table1 to table5, figure2, figure4, figure5, or all")],
+    model: Annotated[
+        str | None, typer.Option(help="another model than the paper's; an embedded one rehearses on drawn films")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="questions of each task; default: all, in a rehearsal 40")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print GPU hours and disk, and run nothing")] = False,
+    methods: Annotated[str, typer.Option(help="further methods, at the cost of every row of FastV: dart,evs")] = "",
+    shard: Annotated[str, typer.Option(help="2/8: ask the second eighth of the videos, and score nothing yet")] = "",
+    work: Annotated[Path, typer.Option(help="where answers and scores are kept; a second call goes on there")] = Path(
+        "runs/paper"
+    ),
+    out: Annotated[Path, typer.Option(help="where the table goes")] = Path("docs/results/paper"),
+) -> None:
+    """Reproduce a table of the ShaRP paper with lmms-eval (make eval-env): plan, ask, score, compare."""
+    from sharp_demo.settings import read_settings
+
+    settings = read_settings()
+    _find_laboratory("reproduce")
+    from lab.paper.command import Options, run
+
+    run(settings, Options(what, model, limit, dry_run, methods, shard, work, out))
+
+
 def prefill(
     context: typer.Context,
     config: Annotated[

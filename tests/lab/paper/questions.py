@@ -9,6 +9,7 @@ import numpy as np
 
 from lab.paper.store import Question
 from sharp_demo.records import (
+    AttentionMaps,
     Decoded,
     Event,
     Latency,
@@ -74,6 +75,11 @@ class ToyEngine:
         for spec in request.methods:
             done = result(request, spec.title, spec.name, f"{spec.name} on {request.video}")
             yield self.trouble(request, done) or MethodDone(spec.title, done)
+
+    def attention(self, request: Request) -> AttentionMaps:
+        self.requests.append(request)
+        rows = [[0.25] * FRAMES] * 2
+        return AttentionMaps(Layout(FRAMES, 1, 1, 1, (0.0, 1.0, 2.0, 3.0)), 0.6, rows, rows, [[0.1] * FRAMES] * 2, [])
 
 
 def fails(kind: str, method: str) -> Callable[[Request, Result], Event | None]:

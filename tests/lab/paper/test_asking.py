@@ -51,6 +51,17 @@ def test_a_failure_is_loud_after_the_others_were_asked_and_is_asked_again(tmp_pa
     assert asker(ToyEngine(), tmp_path).ask([question(0), question(1)]) == 2
 
 
+def test_maps_are_asked_for_on_their_own(tmp_path: Path) -> None:
+    maps = MethodRun("attention", "vanilla", maps=True)
+    engine = ToyEngine()
+    one = Asker(lambda: engine, "toy-model", (RUNS[0], maps), Store(tmp_path))
+    assert one.ask([question(0)]) == 2
+    record = one.record(question(0), maps)
+    assert record["attention"] == {"raw": [[0.25] * 4] * 2, "debiased": [[0.1] * 4] * 2}
+    assert "answer" not in record
+    assert one.ask([question(0)]) == 0
+
+
 @pytest.mark.parametrize(("kind", "requests"), [("device_lost", 1), ("internal", MOST_FAILURES)])
 def test_hopeless_runs_end_early(kind: str, requests: int, tmp_path: Path) -> None:
     engine = ToyEngine(fails(kind, "vanilla"))
