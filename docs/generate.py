@@ -2,9 +2,9 @@
 
 Method table and measured figures (README.md), model families (docs/backbones.md), options of every method and sections
 for those that have none by hand (docs/methods.md), who is ahead at equal FLOPs (docs/demo.md), command-line help
-(docs/cli.md), settings (docs/settings.md), stored benchmarks (docs/performance.md), every page of docs/results/ that
-has a JSON, and the accuracies that the app shows (assets/benchmark.json, assets/tables.json). With --check nothing is
-written; a difference is an error.
+(docs/cli.md), what the paper's tables take (docs/benchmarks.md), settings (docs/settings.md), stored benchmarks
+(docs/performance.md), every page of docs/results/ that has a JSON, and what the app shows of them (assets/*.json). With
+--check nothing is written; a difference is an error.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ from lab.headlines import (  # noqa: E402
     speed_table,
     stored,
 )
+from lab.paper.command import estimates  # noqa: E402
+from lab.paper.leaderboard import pack_leaderboard  # noqa: E402
+from lab.paper.page import paper_page  # noqa: E402
+from lab.paper.plan import table as paper_table  # noqa: E402
+from lab.paper.plan import table_names  # noqa: E402
 from lab.tables import scale, speed  # noqa: E402
 from lab.tables.pages import RENDERERS, page  # noqa: E402
 from sharp_demo.backbones import families  # noqa: E402
@@ -220,6 +225,17 @@ def tables_data() -> str:
     return "{" + ",\n".join(parts) + "}\n"
 
 
+def paper_results() -> list[Path]:
+    """The tables of the paper that `reproduce` has stored."""
+    return sorted((RESULTS / "paper").glob("*.json"))
+
+
+def leaderboard_data() -> str:
+    """What the app shows of the paper's tables, one point a line: the paper's own and what `reproduce` has stored."""
+    points = pack_leaderboard([json.loads(path.read_text("utf-8")) for path in paper_results()])
+    return "[\n" + ",\n".join(json.dumps(point) for point in points) + "\n]\n"
+
+
 def with_block(text: str, name: str, content: str) -> str:
     """Return `text` with the marked block replaced. Raises ValueError when the markers are not there."""
     pattern = re.compile(rf"(<!-- generated:{name} -->\n).*?(<!-- /generated:{name} -->)", re.DOTALL)
@@ -233,6 +249,7 @@ def pages() -> dict[Path, str]:
     """What every generated or partly generated page should hold."""
     security = ROOT / "docs/security.md"
     readme, methods, performance = ROOT / "README.md", ROOT / "docs/methods.md", ROOT / "docs/performance.md"
+    public = ROOT / "docs/benchmarks.md"
     demo, backbones, front = ROOT / "docs/demo.md", ROOT / "docs/backbones.md", readme.read_text("utf-8")
     for name, content in (
         ("methods", method_table()),
@@ -256,11 +273,16 @@ def pages() -> dict[Path, str]:
         backbones: with_block(backbones.read_text("utf-8"), "families", family_table()),
         methods: methods_page(methods.read_text("utf-8")),
         performance: with_block(speed, "bench", bench_list()),
+        public: with_block(
+            public.read_text("utf-8"), "estimates", estimates([paper_table(name) for name in table_names()])
+        ),
         security: with_block(security.read_text("utf-8"), "fuzz", fuzz_tables()),
         ROOT / "docs/cli.md": cli_page(),
         ROOT / "docs/settings.md": settings_page(),
         ROOT / "assets/benchmark.json": benchmark_data(),
         ROOT / "assets/tables.json": tables_data(),
+        ROOT / "assets/leaderboard.json": leaderboard_data(),
+        **{path.with_suffix(".md"): paper_page(json.loads(path.read_text("utf-8"))) for path in paper_results()},
         **{path.with_suffix(".md"): bench_page(path, path.stem) for path in stored_benchmarks()},
         **{path.with_suffix(".md"): page(path) for part in RENDERERS for path in RESULTS.glob(f"{part}-*.json")},
     }

@@ -616,8 +616,36 @@ BENCH_LIMITS = """### What they say, and what they do not
 - **What is lost is the count.** Few tokens answer what is looked up, not how many scenes there are.
 - **Nothing about 7B models.** Two models of 2.5 and 2.8 million parameters, trained on drawn clips, on which attention
   methods win by construction: the evidence is one or two tokens.
-- **Public benchmarks are not in here**, and speed was measured on a CPU only.
+- **Public benchmarks** stand below, apart from these; speed was measured on a CPU only.
 """
+
+BOARD_HELP = (
+    "### The paper's benchmarks\nAverage accuracy on MVBench, LongVideoBench, MLVU and VideoMME (without MLVU for "
+    "Qwen2-VL) against cost. Hollow marks are what the ShaRP paper prints, filled ones what "
+    "`python -m sharp_demo reproduce` measured and `docs/results/paper` keeps."
+)
+BOARD_TITLES = {"tflops": "Accuracy and prefill cost", "first_token_ms": "Accuracy and time to the first token"}
+BOARD_AXES = {"tflops": "TFLOPs of a prefill, as the paper counts", "first_token_ms": "median ms to the first token"}
+BOARD_ACCURACY = "average accuracy, percent"
+BOARD_EMPTY = (
+    "Nobody has measured this model here yet: there are no filled marks, and no times, since the paper prints none to "
+    "the first token."
+)
+
+
+def board_series(method: str, source: str) -> str:
+    return f"{method}, {'the paper' if source == 'paper' else source}"
+
+
+def board_rehearsed(questions: int) -> str:
+    return (
+        f"A rehearsal: {questions} questions a row about drawn films, in the benchmarks' formats. The model was never "
+        "taught letters: these scores show that the way from question to table works, and nothing about any method."
+    )
+
+
+def board_measured(questions: int) -> str:
+    return f"Measured here on {questions} questions a row; `docs/results/paper` has intervals and every benchmark."
 
 
 def bench_retention(share: float) -> str:

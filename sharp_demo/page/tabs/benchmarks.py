@@ -14,6 +14,7 @@ from sharp_demo.pruning.registry import list_methods, method_class
 from sharp_demo.settings import Settings
 from sharp_demo.views.benchmark import Measured, load_benchmark
 from sharp_demo.views.colors import method_color
+from sharp_demo.views.leaderboard import leaderboard_chart, leaderboard_note, load_leaderboard
 from sharp_demo.views.tables import Line, ablation_rows, accuracy_rows, load_tables, stored_accuracy
 
 
@@ -74,6 +75,7 @@ def build_benchmarks(settings: Settings) -> None:
     gr.Markdown(strings.BENCH_SPEED)
     data_table(speed_table(tables["speed"]), elem_id="bench-speed")
     gr.Markdown(strings.BENCH_LIMITS)
+    build_leaderboard(settings)
 
     def show(chosen: Any, budget: Any) -> list[Any]:
         known = chosen if chosen in models else models[0]
@@ -81,6 +83,29 @@ def build_benchmarks(settings: Settings) -> None:
 
     for choice in (model, match):
         choice.change(show, [model, match], [plot, table, ablation], queue=False, **HIDDEN)
+
+
+def build_leaderboard(settings: Settings) -> None:
+    """Add the paper's benchmarks to the current layout: accuracy against cost, one model at a time."""
+    points = load_leaderboard(settings.assets)
+    models = list(dict.fromkeys(point.model for point in points))
+    if not models:
+        return
+    gr.Markdown(strings.BOARD_HELP)
+
+    def show(chosen: Any) -> list[Any]:
+        known = chosen if chosen in models else models[0]
+        charts = [leaderboard_chart(points, known, cost) for cost in ("tflops", "first_token_ms")]
+        return [*charts, leaderboard_note(points, known)]
+
+    model = gr.Radio(models, value=models[0], label=strings.MODEL, elem_id="board-model")
+    costs, times, note = show(models[0])
+    plots = [
+        gr.Plot(figure, show_label=False, elem_id=f"board-{name}")
+        for name, figure in (("cost", costs), ("time", times))
+    ]
+    said = gr.Markdown(note, elem_id="board-note")
+    model.change(show, [model], [*plots, said], queue=False, **HIDDEN)
 
 
 def _shown(stored: Sequence[Measured], ablation: Sequence[dict[str, Any]], model: str, match: str) -> list[Any]:
