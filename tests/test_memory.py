@@ -6,11 +6,16 @@ import os
 import platform
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
+from gradio.state_holder import SessionState
 
+from sharp_demo.engine import Engine
 from sharp_demo.memory import share_heaps, trim_heaps
+from sharp_demo.page.build import build_ui, launch_options
+from sharp_demo.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 GLIBC = platform.libc_ver()[0] == "glibc"
@@ -107,3 +112,18 @@ def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     assert share_heaps() is False
     assert trim_heaps() is False
+
+
+def test_what_gradio_keeps_of_its_callers_is_bounded(cpu_settings: Settings, tiny_llava_folder: Path) -> None:
+    """Gradio copies the page's configuration for every caller, and a call of the API without a session is one."""
+    settings = cpu_settings.model_copy(update={"model": str(tiny_llava_folder)})
+    engine = Engine(settings)
+    page = build_ui(engine, settings)
+    kept = launch_options(page, engine, settings)["state_session_capacity"]
+    tracemalloc.start()
+    try:
+        states = [SessionState(page) for _ in range(5)]
+        each = tracemalloc.get_traced_memory()[0] / len(states)
+    finally:
+        tracemalloc.stop()
+    assert kept * each < 40e6

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 CHECK_WAIT_S = 10.0
 NEVER_S = 10**9  # Gradio deletes its files when the server ends; what is too old before goes by a steady clock
-SESSIONS = 4096  # what Gradio itself remembers of a page; finished runs are on the shelf
+SESSIONS = 128  # copies of the page, a fifth of a megabyte each, that Gradio keeps: one for every call of the API
 CLIPS = "clips"  # where the examples are served, next to the page
 
 
