@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sharp_demo.backbones.preprocessing import Grid, VideoPreprocessor
 from sharp_demo.backbones.published import PublishedModel
 from sharp_demo.backbones.view import TowerShape
-from sharp_demo.errors import ModelError
+from sharp_demo.errors import ModelError, UnsupportedError
 from sharp_demo.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from sharp_demo.backbones.layout import VisualLayout
+    from sharp_demo.backbones.merging import TowerLayer
 
     # (model, attention module, its input, its keyword arguments) -> attention received [N], keys [N, head_dim]
     SignalReader = Callable[[PreTrainedModel, nn.Module, Tensor, Mapping[str, Any]], tuple[Tensor, Tensor]]
@@ -265,6 +266,13 @@ class Family(ABC):
     @abstractmethod
     def tower(self, model: PreTrainedModel) -> nn.Module:
         """Return the vision tower."""
+
+    def tower_layers(self, model: PreTrainedModel) -> Sequence[TowerLayer]:
+        """Return the tower's layers up to the one whose output feeds the projector, for patches to merge between them.
+
+        Raises UnsupportedError where patches cannot merge and be put back; so by default.
+        """
+        raise UnsupportedError(f"patches cannot merge inside the vision tower of {self.title}")
 
     @abstractmethod
     def tower_shape(self, config: Mapping[str, Any], tokens: int) -> TowerShape:

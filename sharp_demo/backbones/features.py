@@ -15,8 +15,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from sharp_demo.backbones.families import family_of
 from sharp_demo.backbones.family import Encoded, Family
 from sharp_demo.backbones.layout import VisualLayout
+from sharp_demo.backbones.merging import merging_tower
 from sharp_demo.backbones.preprocessing import VideoPreprocessor
 from sharp_demo.backbones.signals import VisionSignals, tapped
+from sharp_demo.backbones.view import TowerMerging
+from sharp_demo.errors import UnsupportedError
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers of so many bytes
 CHUNK_FRAMES = 8  # sampled frames per pass through the vision tower: bounds its memory
@@ -27,24 +30,31 @@ class VideoFeatures(Encoded):
     """What the language model of a `family` sees of a video, in the model's dtype.
 
     `encoded` of the layout frames went through the tower: the others equal one of them. `signals` are there when
-    `encode_video` was asked for them.
+    `encode_video` was asked for them, and `merging` says what merged in the tower.
     """
 
     family: Family
     encoded: int
     signals: VisionSignals | None = None
+    merging: TowerMerging | None = None
 
 
 @dataclass
 class EncodedVideo(BaseModelOutputWithPooling):
-    """What the vision tower returns, with its signals for methods that choose by them."""
+    """What the vision tower returns, with its signals for methods that choose by them, and what merged in it."""
 
     signals: VisionSignals | None = None
+    merging: TowerMerging | None = None
 
 
 @torch.no_grad()
 def encode_video(
-    model: PreTrainedModel, pixels: Mapping[str, Tensor], chunk_frames: int = CHUNK_FRAMES, *, signals: bool = False
+    model: PreTrainedModel,
+    pixels: Mapping[str, Tensor],
+    chunk_frames: int = CHUNK_FRAMES,
+    *,
+    signals: bool = False,
+    merging: TowerMerging | None = None,
 ) -> VideoFeatures:
     """Run the vision tower and projector over `VideoPreprocessor.pixels`, `chunk_frames` sampled frames at a time.
 
@@ -52,18 +62,25 @@ def encode_video(
     other, so neither that nor chunks change anything but the shape of the matrix products: a video of at most
     `chunk_frames` frames is bit-identical to the model's own pass, a longer one within rounding (measured on CPU in
     float32 and bfloat16, 32 frames: no difference). With `signals` the last layer's attention is read as well, for
-    methods with `needs_vision`.
+    methods with `needs_vision`. With `merging` patches merge between the tower's layers. Raises UnsupportedError for
+    both at once, and for a tower that cannot do one.
     """
+    if signals and merging:
+        raise UnsupportedError("attention of the vision tower cannot be read while patches merge inside it")
     family = family_of(model.config)
     frames = family.by_frame(pixels)
     source = first_equal(frames)
     distinct = sorted(set(source))
     if len(distinct) < len(source):
         pixels = family.of_frames(pixels, frames[distinct])
-    with tapped(model) if signals else nullcontext() as tap:
+    with merging_tower(model, merging), tapped(model) if signals else nullcontext() as tap:
         encoded = family.encode(model, pixels, chunk_frames)
     seen = VideoFeatures(
-        **vars(encoded), family=family, encoded=len(distinct), signals=tap.signals() if tap is not None else None
+        **vars(encoded),
+        family=family,
+        encoded=len(distinct),
+        signals=tap.signals() if tap is not None else None,
+        merging=merging,
     )
     return _spread(seen, [distinct.index(frame) for frame in source]) if len(distinct) < len(source) else seen
 
@@ -106,7 +123,7 @@ def model_inputs(prompt: Mapping[str, Tensor], features: VideoFeatures) -> dict[
 
     `prompt` is `Processor.prompt`'s answer; its tensors are moved to the features' device. Do not add pixels.
     """
-    family, output = features.family, EncodedVideo(signals=features.signals)
+    family, output = features.family, EncodedVideo(signals=features.signals, merging=features.merging)
     for name, value in family.encoder_output(features).items():
         setattr(output, name, value)
     inputs: dict[str, Any] = {key: value.to(features.features.device) for key, value in prompt.items()}

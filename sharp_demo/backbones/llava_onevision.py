@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sharp_demo.backbones.family import Encoded, TinyShape, TrainableFamily, tiny_text_config
 from sharp_demo.backbones.preprocessing import Grid, VideoPreprocessor
 from sharp_demo.backbones.published import QWEN2_0_5B, QWEN2_7B, PublishedModel
 from sharp_demo.backbones.view import TowerShape
-from sharp_demo.errors import ModelError
+from sharp_demo.errors import ModelError, UnsupportedError
 from sharp_demo.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from sharp_demo.backbones.family import SignalReader
     from sharp_demo.backbones.layout import VisualLayout
+    from sharp_demo.backbones.merging import TowerLayer
 else:
     torch = LazyModule("torch")
 
@@ -164,6 +166,25 @@ class LlavaOnevision(TrainableFamily):
     def tower(self, model: PreTrainedModel) -> nn.Module:
         return model.model.vision_tower
 
+    def tower_layers(self, model: PreTrainedModel) -> Sequence[TowerLayer]:
+        from sharp_demo.backbones.merging import TowerLayer
+
+        if refusal := self.signals_refusal(model.config):
+            raise UnsupportedError(refusal)
+        layer, blocks = model.config.vision_feature_layer, model.model.vision_tower.encoder.layers
+        last = len(blocks) + layer if layer < 0 else layer - 1  # as in `signal_source`
+        return [
+            TowerLayer(
+                block,
+                block.layer_norm1,
+                partial(_heads, block.self_attn),
+                block.self_attn.out_proj,
+                block.layer_norm2,
+                block.mlp,
+            )
+            for block in blocks[: last + 1]
+        ]
+
     def tower_shape(self, config: Mapping[str, Any], tokens: int) -> TowerShape:
         tower, hidden = config["vision_config"], config["text_config"]["hidden_size"]
         width, patch = tower["hidden_size"], tower["patch_size"]
@@ -278,3 +299,10 @@ def _read(
     both = torch.cat((received[..., None], keys.float().mean(1)), -1)
     pooled = model.model.apply_pooling(both).flatten(0, 1)
     return pooled[:, 0], pooled[:, 1:]
+
+
+def _heads(attention: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, n, heads, head_dim] of normed rows [B, n, d]."""
+    shape = (*rows.shape[:2], attention.num_heads, attention.head_dim)
+    queries, keys, values = (proj(rows).view(shape) for proj in (attention.q_proj, attention.k_proj, attention.v_proj))
+    return queries, keys, values

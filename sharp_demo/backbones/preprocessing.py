@@ -52,11 +52,13 @@ class VideoPreprocessor(ABC):
     ----------
     official : transformers' class that this one equals.
     defaults : what that class assumes in addition to `DEFAULTS`.
+    resizable : `sized` makes frames of another size, which the vision tower takes.
     image_mean, image_std, rescale_factor : per RGB channel, on pixel values times `rescale_factor`.
     """
 
     official: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]] = {}
+    resizable: ClassVar[bool] = False
 
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
@@ -117,6 +119,10 @@ class VideoPreprocessor(ABC):
     def grid(self, frames: int, height: int, width: int) -> Grid | None:
         """Return `video_grid_thw` of such a video, [[t, h, w]] in patches; None for families without."""
         return None
+
+    def sized(self, rows: int, cols: int) -> Self:
+        """Return what makes frames of rows x cols tokens; only where `resizable`."""
+        raise ModelError("the vision tower of this model takes frames of one size only")
 
     @abstractmethod
     def arrange(self, x: Tensor) -> dict[str, Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sharp_demo.backbones.family import Encoded, Times, TinyShape, TrainableFamily, tiny_text_config
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from sharp_demo.backbones.family import SignalReader
     from sharp_demo.backbones.layout import VisualLayout
+    from sharp_demo.backbones.merging import TowerLayer
 else:
     torch = LazyModule("torch")
 
@@ -88,9 +90,11 @@ class Qwen2VLVideo(VideoPreprocessor):
     patch_size, temporal_patch_size, merge_size : pixels, frames, and patches along one side of a token.
     cap_pixels_per_frame, max_video_tokens : transformers' optional bound on the whole video.
     tokens_per_frame : bound on the merged tokens of a temporal patch, on top of `max_pixels`; None for no bound.
+    size : height and width in pixels for every frame, whatever the bounds say; None: by them.
     """
 
     official = "Qwen2VLVideoProcessor"
+    resizable = True
     defaults: ClassVar[Mapping[str, Any]] = {
         "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768},
         "patch_size": 14,
@@ -108,6 +112,7 @@ class Qwen2VLVideo(VideoPreprocessor):
     cap_pixels_per_frame: bool
     max_video_tokens: int
     tokens_per_frame: int | None
+    size: tuple[int, int] | None = field(default=None, kw_only=True)
 
     @classmethod
     def own_values(cls, values: Mapping[str, Any], tokens_per_frame: int | None) -> dict[str, Any]:
@@ -130,6 +135,8 @@ class Qwen2VLVideo(VideoPreprocessor):
         With `tokens_per_frame` it is the largest size, by the checkpoint's own rule, whose frame has at most that
         many tokens: 640 x 360 becomes 504 x 280, 18 x 10 = 180 tokens per temporal patch.
         """
+        if self.size is not None:
+            return self.size
         bound = self.max_pixels
         if self.cap_pixels_per_frame:
             total = int(self.max_video_tokens * self.cell**2 * 0.9)
@@ -159,6 +166,9 @@ class Qwen2VLVideo(VideoPreprocessor):
         x = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # [t, h/m, w/m, m, m, rgb, step, side, side]
         patches = x.reshape(t * h * w, 3 * step * side * side)
         return {"pixel_values_videos": patches, "video_grid_thw": torch.tensor([[t, h, w]])}
+
+    def sized(self, rows: int, cols: int) -> Qwen2VLVideo:
+        return replace(self, size=(rows * self.cell, cols * self.cell))
 
     def black_frame(self, layout: VisualLayout) -> Tensor:
         size = (layout.rows * self.cell, layout.cols * self.cell)
@@ -306,6 +316,14 @@ class Qwen2VL(TrainableFamily):
     def tower(self, model: PreTrainedModel) -> nn.Module:
         return model.model.visual
 
+    def tower_layers(self, model: PreTrainedModel) -> Sequence[TowerLayer]:
+        from sharp_demo.backbones.merging import TowerLayer
+
+        return [
+            TowerLayer(block, block.norm1, partial(_heads, block.attn), block.attn.proj, block.norm2, block.mlp)
+            for block in model.model.visual.blocks
+        ]
+
     def tower_shape(self, config: Mapping[str, Any], tokens: int) -> TowerShape:
         tower = config["vision_config"]
         width, group = tower["embed_dim"], tower["spatial_merge_size"] ** 2
@@ -397,3 +415,9 @@ def _read(
     group = model.config.vision_config.spatial_merge_size**2
     keys = keys.float().mean(1)
     return received.view(-1, group).mean(1), keys.view(n // group, group, -1).mean(1)
+
+
+def _heads(attention: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, n, heads, head_dim] of normed rows [B, n, d]."""
+    queries, keys, values = attention.qkv(rows).unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
+    return queries, keys, values
