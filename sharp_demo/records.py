@@ -238,6 +238,8 @@ class Result:
     segments : [first_frame, end_frame) pairs in layout frames; empty when the method does not segment.
     encoded_frames : layout frames that the vision tower encoded; the others equal one of them bit for bit. None in
         files from before they were counted.
+    own_vision : the vision pass is this method's own: it had the video shown in its own way. `layout` is then that of
+        what it saw, and `tokens.visual` still counts the whole video.
     speedup : over vanilla of the same run; None for vanilla itself, without it, and where they were not timed together.
     trace : what each step did, when the method was asked to tell (ShaRP's option `trace`): cosines of neighbouring
         frames' means, and the slots of registers, prefiltered, absorbed [register, pivot], filled, repaired.
@@ -271,6 +273,7 @@ class Result:
     model: str = ""
     notes: list[str] = field(default_factory=list)
     encoded_frames: int | None = None
+    own_vision: bool = False
     speedup: Speedup | None = None
     trace: dict[str, list[Any]] = field(default_factory=dict)
 

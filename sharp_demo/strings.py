@@ -375,6 +375,21 @@ def decoded(frames: int, ms: float, decoder: str = "") -> str:
     return f"{frames} frames decoded in {ms:.0f} ms{f' ({decoder})' if decoder else ''}."
 
 
+def own_frames(frames: int) -> str:
+    return f"Saw {frames} frames, encoded for this method alone: its vision pass is not shared."
+
+
+def own_cells(rows: int, cols: int) -> str:
+    return f"Saw frames of {rows} x {cols} tokens, encoded for this method alone: its vision pass is not shared."
+
+
+def own_tower(share: float) -> str:
+    return (
+        f"Patches merged in the vision tower, {share:.0%} are left behind it: the vision pass of this method is not "
+        "shared."
+    )
+
+
 def of_frames(encoded: int, given: int) -> str:
     return f"{encoded} of {given}"
 

@@ -155,6 +155,50 @@ def test_equal_time_to_the_first_token_by_the_cost_model(engine: Engine, request
     assert answered["fastv"].tokens.kept == round(0.5 * answered["fastv"].tokens.visual)
 
 
+def test_a_method_may_have_the_video_shown_its_own_way(
+    engine: Engine, request_for: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only it is encoded for, and what it saw is told; the others share what they always share."""
+    names = ("vanilla", "fewer_frames", "smaller_frames", "tome", "tome+sharp", "fastv")
+    seen: list[int] = []
+    original = stages.encode_video
+
+    def encode(model: Any, pixels: dict[str, Any], **options: Any) -> Any:
+        features = original(model, pixels, **options)
+        seen.append(features.frames)
+        return features
+
+    monkeypatch.setattr(stages, "encode_video", encode)
+    engine.forget()
+    methods = tuple(MethodSpec(name) for name in names)
+    asked = replace(request_for, methods=methods, retention=0.5, timing_s=0, max_new_tokens=2)
+    answered = results(engine.stream(asked))
+    whole = answered["vanilla"].layout
+    resizable = len(seen) == 5
+    assert seen == [whole.frames, whole.frames // 2, *[whole.frames] * (2 + resizable)]
+    for label, result in answered.items():
+        own = label in ("fewer_frames", "tome", "tome+sharp") or (label == "smaller_frames" and resizable)
+        assert result.own_vision == own
+        assert result.latency_ms.stages["vision"].shared != own
+        assert any("not shared" in note for note in result.notes) == own
+        assert result.tokens.visual == whole.tokens
+        assert result.tokens.retention == result.tokens.kept / whole.tokens
+    fewer, smaller, merged = (answered[label] for label in names[1:4])
+    assert fewer.layout.frames == whole.frames // 2 == fewer.encoded_frames
+    assert fewer.tokens.kept == whole.tokens // 2 == fewer.visual_per_layer[0]
+    assert fewer.layout.timestamps[0] > whole.timestamps[0]
+    assert 0 < smaller.tokens.kept <= whole.tokens // 2
+    assert merged.layout == whole
+    assert merged.tokens.kept == whole.tokens
+    towers = {label: result.tflops.tower_exact for label, result in answered.items()}
+    assert towers["fewer_frames"] == pytest.approx(towers["vanilla"] / 2)
+    assert towers["tome"] < towers["vanilla"] == towers["fastv"]
+    assert (towers["smaller_frames"] < towers["vanilla"]) == resizable
+    seen.clear()
+    list(engine.stream(asked))
+    assert seen == []  # all of it is kept
+
+
 def kv_bytes(result: Result) -> int:
     text = result.tokens.prompt - result.tokens.visual
     return int(sum(2 * 2 * 16 * 4 * (visual + text) for visual in result.visual_per_layer))  # 2 heads of 16, fp32

@@ -78,7 +78,7 @@ def _answer(job: Job) -> Generator[Event, None, Result]:
     loaded, processor, model = job.loaded, job.loaded.backbone.processor, job.loaded.backbone.model
     inputs = model_inputs(job.shared.prompt, job.shared.features)
     answer = Answer()
-    with job.method(model, processor, loaded.bias_cache) as run:
+    with job.attached(model, processor, loaded.bias_cache) as run:
         start = timed_prefill(model, inputs, run)
         for ids in answer.decode(model, processor.tokenizer, start, job.request.max_new_tokens, job.stop):
             yield Text(job.label, processor.decode(ids))

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import transformers
 
-from sharp_demo import __version__
+from sharp_demo import __version__, strings
 from sharp_demo.backbones.families import family_of
+from sharp_demo.backbones.view import WHOLE
 from sharp_demo.cost import ModelShape, exact_tflops, paper_tflops, tower_tflops
 from sharp_demo.engine.generation import SETUP, Answer, Prefilled, TimedPrefill
 from sharp_demo.engine.job import Job, reads_tower
@@ -38,7 +39,7 @@ def build_result(job: Job, run: Run, start: Prefilled, answer: Answer, length: i
         answer=backbone.processor.decode(answer.ids),
         answer_tokens=len(answer.ids),
         first_token_prob=_finite(start.probability),
-        tokens=token_counts(run, length),
+        tokens=token_counts(run, length, shared.whole),
         visual_per_layer=list(run.visual_per_layer),
         left_before=run.left_before.tolist(),
         kv_per_layer=[rows - (length - shared.layout.tokens) for rows in start.kv_rows],
@@ -59,8 +60,9 @@ def build_result(job: Job, run: Run, start: Prefilled, answer: Answer, length: i
         seed=job.request.seed,
         versions=versions(),
         model=backbone.name,
-        notes=[*_thin_notes(shared), *filter(None, [backbone.info.note])],
+        notes=[*_thin_notes(shared), *filter(None, [_view_note(shared), backbone.info.note])],
         encoded_frames=shared.features.encoded,
+        own_vision=shared.view != WHOLE,
         trace={name: values.tolist() for name, values in run.trace.items()},
     )
 
@@ -86,7 +88,7 @@ def latency_of(job: Job, timed: TimedPrefill, answer: Answer) -> Latency:
         total=before + timed.warm_ms + answer.ms,
         stages={
             "decode_video": Stage(shared.clip.ms, shared=True),
-            "vision": Stage(shared.vision_ms, shared=True),
+            "vision": Stage(shared.vision_ms, shared=shared.view == WHOLE),
             **({"vision_scores": Stage(reading, shared=False)} if reading else {}),
             **({SETUP: Stage(once, shared=False, part_of=ONCE)} if once else {}),
             **_prefill_stages(timed),
@@ -166,7 +168,7 @@ def seen_tflops(job: Job) -> tuple[float, float]:
     """Return the TFLOPs of the vision tower over the frames that it encoded, as the papers count and exact."""
     config, layout = job.loaded.backbone.model.config, job.shared.layout
     tower = family_of(config).tower_shape(config.to_dict(), layout.rows * layout.cols)
-    return tower_tflops(tower, job.shared.features.encoded)
+    return tower_tflops(tower, job.shared.features.encoded, job.shared.view.merging)
 
 
 def config_of(method: Method) -> dict[str, Any]:
@@ -175,10 +177,9 @@ def config_of(method: Method) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def token_counts(run: Run, length: int) -> TokenCounts:
-    """Count the tokens of the prompt, of its video, and those kept."""
-    assert run.layout is not None
-    visual, kept = len(run.layout), len(run.kept)
+def token_counts(run: Run, length: int, visual: int) -> TokenCounts:
+    """Count the tokens of the prompt, of the `visual` tokens of the whole video those kept, and their layers' mean."""
+    kept = len(run.kept)
     return TokenCounts(
         prompt=length,
         visual=visual,
@@ -222,3 +223,13 @@ def _finite(value: float) -> float | None:
 
 def _thin_notes(shared: Shared) -> list[str]:
     return [f"Memory ran out: this answer saw only {len(shared.clip.frames)} frames."] if shared.stride > 1 else []
+
+
+def _view_note(shared: Shared) -> str:
+    """Say what a method with a view of its own did not share with the others."""
+    view, layout = shared.view, shared.layout
+    if view.merging is not None:
+        return strings.own_tower(view.merging.share)
+    if view.cells is not None:
+        return strings.own_cells(layout.rows, layout.cols)
+    return strings.own_frames(len(shared.clip.frames)) if view.frames is not None else ""

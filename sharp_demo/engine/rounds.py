@@ -65,5 +65,5 @@ def _time(job: Job) -> TimedPrefill:
     """Prefill once; nothing of it is kept, so that the next one's peak is its own."""
     model = job.loaded.backbone.model
     inputs = model_inputs(job.shared.prompt, job.shared.features)
-    with job.method(model, job.loaded.backbone.processor, job.loaded.bias_cache) as run:
+    with job.attached(model, job.loaded.backbone.processor, job.loaded.bias_cache) as run:
         return timed_prefill(model, inputs, run).timed

@@ -176,6 +176,7 @@ class Engine:
             self._stages.clips.clear()
             if self._loaded is not None:
                 self._loaded.features.clear()
+                self._loaded.views.clear()
             trim_heaps()
         self._prepare()
         self._lock.release()

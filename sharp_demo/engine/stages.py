@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Hashable
+from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from sharp_demo import strings
-from sharp_demo.backbones.families import visual_layout
+from sharp_demo.backbones.families import family_of, visual_layout
 from sharp_demo.backbones.features import VideoFeatures, encode_video
 from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.load import Backbone
+from sharp_demo.backbones.preprocessing import VideoPreprocessor
 from sharp_demo.backbones.signals import signals_refusal
+from sharp_demo.backbones.view import WHOLE, View
 from sharp_demo.cost import ModelShape
 from sharp_demo.engine.condition import NO_MEMORY
 from sharp_demo.engine.faults import free_memory, is_out_of_memory
@@ -31,12 +33,16 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Loaded:
-    """A loaded model and what belongs to it alone; `features` are those of recent videos, with their milliseconds."""
+    """A loaded model and what belongs to it alone; `features` are those of recent videos, with their milliseconds.
+
+    `views` are those of methods that have a video shown in their own way.
+    """
 
     backbone: Backbone
     shape: ModelShape
     bias_cache: BiasCache = field(default_factory=BiasCache)
     features: Recent[tuple[VideoFeatures, float]] = field(default_factory=lambda: Recent(2))
+    views: Recent[tuple[VideoFeatures, float]] = field(default_factory=lambda: Recent(4))
 
     @classmethod
     def of(cls, backbone: Backbone) -> Loaded:
@@ -45,9 +51,10 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all methods of one run share.
+    """What all methods of one run share, or what one has for itself by its own `view`.
 
-    The model sees every `stride`-th decoded frame: 1, or 2 and 4 where memory ran out.
+    The model sees every `stride`-th decoded frame: 1, or 2 and 4 where memory ran out. `whole`: visual tokens of the
+    video as it is, without the view.
     """
 
     clip: Clip
@@ -56,6 +63,8 @@ class Shared:
     layout: Layout
     vision_ms: float
     stride: int
+    whole: int
+    view: View = WHOLE
 
 
 class Stages:
@@ -98,28 +107,41 @@ class Stages:
             free_memory()
         raise DeviceMemoryError(NO_MEMORY)
 
-    def share(self, request: Request, loaded: Loaded, *, signals: bool = False, stride: int = 1) -> Shared:
+    def share(
+        self, request: Request, loaded: Loaded, *, signals: bool = False, stride: int = 1, view: View = WHOLE
+    ) -> Shared:
         """Decode and encode, or find what was.
 
         `signals`: a method asks for the tower's attention. The time that reading it takes is not in `vision_ms`.
         """
         backbone, model = loaded.backbone, loaded.backbone.model
-        clip = self.decode(request, loaded, stride)
-        grid = backbone.processor.video.grid(*clip.frames.shape[:3])
-        prompt = backbone.processor.prompt(request.question, frames=len(clip.frames), grid=grid, times=clip.timestamps)
-        key = (*self._key(request, loaded), stride)
-        entry = loaded.features.get(key)
+        clip, video = self.decode(request, loaded, stride), backbone.processor.video
+        whole = self._prompt(request, loaded, clip, video)
+        tokens = len(layout_of(backbone, whole))
+        if view != WHOLE:
+            step = family_of(model.config).frames_per_token(model.config)
+            clip = _only(clip, view.sampled(len(clip.frames), step))
+            video = video if view.cells is None else video.sized(*view.cells)
+        prompt = whole if view == WHOLE else self._prompt(request, loaded, clip, video)
+        recent, key = (loaded.features if view == WHOLE else loaded.views), self._key(request, loaded)
+        key = (*key, stride) if view == WHOLE else (*key, stride, view)
+        entry = recent.get(key)
         signals = signals and signals_refusal(model) is None
         if entry is None or (signals and entry[0].signals is None):
             watch = Stopwatch(model.device)
             with watch("vision"):
-                features = encode_video(model, backbone.processor.video.pixels(clip.frames), signals=signals)
+                features = encode_video(model, video.pixels(clip.frames), signals=signals, merging=view.merging)
             reading_ms = features.signals.ms if features.signals is not None else 0.0
             entry = (features, watch.ms()["vision"] - reading_ms)
-            loaded.features.put(key, entry)
+            recent.put(key, entry)
         features, vision_ms = entry
         layout = layout_of(backbone, prompt).record(clip.timestamps)
-        return Shared(clip, features, prompt, layout, vision_ms, stride)
+        return Shared(clip, features, prompt, layout, vision_ms, stride, tokens, view)
+
+    def _prompt(self, request: Request, loaded: Loaded, clip: Clip, video: VideoPreprocessor) -> dict[str, Tensor]:
+        grid = video.grid(*clip.frames.shape[:3])
+        frames, times = len(clip.frames), clip.timestamps
+        return loaded.backbone.processor.prompt(request.question, frames=frames, grid=grid, times=times)
 
     def _frames(self, request: Request, loaded: Loaded) -> int:
         return request.frames or min(loaded.backbone.default_frames, self.settings.max_frames)
@@ -136,4 +158,10 @@ def layout_of(backbone: Backbone, prompt: dict[str, Tensor]) -> VisualLayout:
 def _thinned(clip: Clip, stride: int) -> Clip:
     if stride == 1:
         return clip
-    return replace(clip, frames=clip.frames[::stride], timestamps=clip.timestamps[::stride])
+    return _only(clip, range(0, len(clip.frames), stride))
+
+
+def _only(clip: Clip, frames: Sequence[int]) -> Clip:
+    """Return a clip of these frames."""
+    times = tuple(clip.timestamps[frame] for frame in frames)
+    return replace(clip, frames=clip.frames[list(frames)], timestamps=times)

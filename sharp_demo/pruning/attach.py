@@ -25,6 +25,7 @@ from sharp_demo.backbones.families import FAMILIES, family_of, visual_layout
 from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.reserve import ReservedLayer
 from sharp_demo.backbones.signals import VisionSignals, VisionTap, tapped
+from sharp_demo.backbones.view import TowerMerging
 from sharp_demo.errors import ModelError, UnsupportedError
 from sharp_demo.pruning.layers import CacheNote, FirstLayerPruned, LayerPass, RenumberedPass, replaced, run_layers
 from sharp_demo.pruning.outcome import Run
@@ -55,6 +56,7 @@ class _Seen:
     ids: tuple[int, ...]
     positions: Tensor | None
     signals: VisionSignals | None
+    merging: TowerMerging | None = None
 
 
 class _Runtime:
@@ -127,8 +129,9 @@ class _Runtime:
             raise UnsupportedError("pruning scores with the prompt's last token: text must follow the video")
         if self.tap is not None:
             self.tap.clear()
-        signals = getattr((kwargs.get("mm_encoder_outputs") or {}).get(self.family.features_key), "signals", None)
-        return _Seen(layout, tuple(first.tolist()), None if positions is None else positions.cpu(), signals)
+        output = (kwargs.get("mm_encoder_outputs") or {}).get(self.family.features_key)
+        signals, merging = getattr(output, "signals", None), getattr(output, "merging", None)
+        return _Seen(layout, tuple(first.tolist()), None if positions is None else positions.cpu(), signals, merging)
 
     @torch.compiler.disable
     def forward(
@@ -194,6 +197,7 @@ class _Runtime:
             raise UnsupportedError("pruning needs the same video in every row of the batch")
         context = self.context
         context.prompt_ids, context.positions, context.signals = seen.ids, seen.positions, seen.signals
+        context.merging = seen.merging
         if self.tap is not None and context.signals is None:
             context.signals = self.tap.signals()
         rows = Prefill(lm, hidden, lm.rotary_emb(hidden, positions), cache, self.run, context)

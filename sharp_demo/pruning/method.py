@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
-Where = Literal["nowhere", "before", "inside", "both"]
-"""Where a method drops visual tokens: before the LLM, between or inside its layers, or both."""
+Where = Literal["nowhere", "tower", "before", "inside", "both"]
+"""Where a method drops visual tokens: in the vision tower, before the LLM, between or inside its layers, or both."""
 
 GROUPS = {
     "nowhere": "Reference",
     "inside": "Inside the LLM",
     "before": "Before the LLM",
     "both": "Before and inside the LLM",
+    "tower": "In the vision tower",
     "floor": "Floors",
 }
 """Titles of the groups that menus show methods in, in their order."""
@@ -138,6 +139,10 @@ class Method:
     def view(self, video: VideoShape) -> View:
         """How this method has a video shown to the model, before it is encoded; as it is unless a method says more."""
         return WHOLE
+
+    def behind(self, view: View) -> Method:
+        """What is attached to a prompt that was made by the method's own view: itself, unless the view did it all."""
+        return self
 
     def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
         """Prune stages (layer, tokens kept) for a model of `layers` decoder layers and n visual tokens.
@@ -276,6 +281,15 @@ class Combined(Method):
     @property
     def adaptive(self) -> bool:  # type: ignore[override]
         return any(part.adaptive for part in self.parts)
+
+    def view(self, video: VideoShape) -> View:
+        views = [view for part in self.parts if part.active and (view := part.view(video)) != WHOLE]
+        if len(views) > 1:
+            raise MethodError("two of the combined methods have the video shown in their own way: take one of them")
+        return views[0] if views else WHOLE
+
+    def behind(self, view: View) -> Combined:
+        return replace(self, methods=tuple(part.behind(view) for part in self.methods))
 
     def fitted(self, layers: int) -> Combined:
         return replace(self, methods=tuple(part.fitted(layers) for part in self.methods))

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache
 from sharp_demo.backbones.families import family_of
 from sharp_demo.backbones.family import Family
 from sharp_demo.backbones.signals import VisionSignals
+from sharp_demo.backbones.view import TowerMerging
 from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning.attention import Rotary, Span, last_query_logits, project_keys, to_device
 from sharp_demo.pruning.layers import AttentionOverride, LayerPass
@@ -33,6 +34,7 @@ class PromptContext:
     prompt_ids: tuple[int, ...] = ()
     positions: Tensor | None = None  # of the prompt, on the CPU, when the caller passed position ids
     signals: VisionSignals | None = None  # of the prompt's video, when the method reads them
+    merging: TowerMerging | None = None  # in the vision tower, when the video was encoded with it
     injections: Sequence[Tensor] = ()  # [N, d] that the family adds to the visual rows behind each of the first layers
 
     @property

@@ -25,16 +25,18 @@ from sharp_demo.pruning.pdrop import PDrop
 from sharp_demo.pruning.schedule import Schedule
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharpv import SharpV
+from sharp_demo.pruning.shown import FewerFrames, SmallerFrames
+from sharp_demo.pruning.tome import ToMe
 from sharp_demo.pruning.vanilla import Vanilla
 from sharp_demo.pruning.vidcom2 import VidCom2
 from sharp_demo.pruning.visionzip import VisionZip
-from sharp_demo.pruning.with_sharp import HoliTomShaRP, VidCom2ShaRP, VisionZipShaRP
+from sharp_demo.pruning.with_sharp import HoliTomShaRP, ToMeShaRP, VidCom2ShaRP, VisionZipShaRP
 
 METHODS: tuple[type[Method], ...] = (
     *(Vanilla, FastV, Feather, ShaRP, PDrop, FrameFusion, VisionZip, HoliTom, SharpV, EVS),
-    *(VidCom2, DART, CDPruner, DivPrune, DyCoke, FastVID, FlashVID),
-    *(VisionZipShaRP, HoliTomShaRP, VidCom2ShaRP),
-    *(Random, Uniform, Latest),
+    *(VidCom2, DART, CDPruner, DivPrune, DyCoke, FastVID, FlashVID, ToMe),
+    *(VisionZipShaRP, HoliTomShaRP, VidCom2ShaRP, ToMeShaRP),
+    *(Random, Uniform, Latest, FewerFrames, SmallerFrames),
 )
 
 

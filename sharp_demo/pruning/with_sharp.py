@@ -7,12 +7,14 @@ from collections import Counter
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from sharp_demo.backbones.view import WHOLE, VideoShape, View
 from sharp_demo.cost import Prunes
 from sharp_demo.pruning.holitom import HoliTom, holitom_layer
 from sharp_demo.pruning.method import REINDEX, Method, knob
 from sharp_demo.pruning.schedule import Schedule, budget
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharp.method import ShaRPOptions
+from sharp_demo.pruning.tome import ToMe
 from sharp_demo.pruning.vidcom2 import VidCom2
 from sharp_demo.pruning.visionzip import VisionZip
 
@@ -119,6 +121,35 @@ class VidCom2ShaRP(AtRatio):
 
     def outer(self) -> VidCom2:
         return VidCom2(retention=self.outer_share, reindex_positions=self.reindex_positions)
+
+
+@dataclass(frozen=True)
+class ToMeShaRP(ShaRPOptions):
+    """ToMe in the vision tower, ShaRP in the LLM on the tokens of all patches.
+
+    `retention` is ShaRP's; ToMe leaves the `patches` share of a frame's patches behind the tower's last layer. No
+    paper has this combination. The black video of ShaRP's bias is encoded without merging.
+    """
+
+    name = "tome+sharp"
+    title = "ToMe + ShaRP"
+    paper = ""
+    summary = "ToMe spares the vision tower, ShaRP the LLM, before layer 1; ours."
+    where = "both"
+    color = "#009C00"
+
+    patches: float = knob(0.5, "ToMe: share of patches left behind the tower, in (0, 1]", low=0.01, high=1.0)
+
+    @property
+    def parts(self) -> tuple[Method, ...]:
+        inner = ShaRP(**{option.name: getattr(self, option.name) for option in fields(ShaRPOptions)})
+        return (ToMe(retention=self.patches), inner)
+
+    def schedule(self, layers: int, n: int, frames: int = 1) -> Schedule:
+        return self.parts[1].schedule(layers, n, frames)
+
+    def view(self, video: VideoShape) -> View:
+        return self.parts[0].view(video) if self.active else WHOLE
 
 
 @dataclass(frozen=True)
