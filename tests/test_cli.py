@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -137,6 +138,30 @@ def test_flops_takes_frames_for_every_method_and_says_what_is_nominal(
     assert main(["flops", "--method", method, "--option", "frames=32"]) == 0
     out = capsys.readouterr().out
     assert ("nominal: how many tokens" in out) == method_class(method)().adaptive
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "saved"),
+    [
+        ("fewer_frames", "llava-onevision-7b", True),
+        ("smaller_frames", "llava-onevision-7b", False),
+        ("smaller_frames", "qwen2-vl-7b", True),
+        ("tome", "qwen2-vl-7b", True),
+        ("fastv", "qwen2-vl-7b", False),
+    ],
+)
+def test_flops_counts_the_tower_where_frames_are_known(
+    method: str, config: str, saved: bool, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["flops", "--method", method, "--config", config, "--tokens", "2880", "--retention", "0.25"]
+    assert main(command) == 0
+    assert "with the tower" not in capsys.readouterr().out
+    assert main([*command, "--option", "frames=16"]) == 0
+    out = capsys.readouterr().out
+    first = [float(part) for part in re.search(r"with the tower\D+([\d.]+)\D+([\d.]+)", out).groups()]
+    prefill = [float(part) for part in re.search(r"TFLOPs, exact\D+([\d.]+)\D+([\d.]+)", out).groups()]
+    towers = [whole - part for whole, part in zip(first, prefill, strict=True)]
+    assert (towers[0] < 0.9 * towers[1]) == saved
 
 
 def test_methods_lists_every_method_with_what_it_needs(capsys: pytest.CaptureFixture) -> None:

@@ -19,11 +19,13 @@ from sharp_demo.errors import InputError, MethodError
 from sharp_demo.pruning.matching import (
     PAPER_ROWS,
     Prompted,
+    first_token_tflops,
     flops_matched_retention,
     paper_flops_matched,
     ttft_matched_retention,
 )
 from sharp_demo.pruning.registry import list_methods
+from sharp_demo.pruning.vanilla import Vanilla
 
 if TYPE_CHECKING:
     from sharp_demo.cost import ModelShape
@@ -88,8 +90,9 @@ def _costed(name: str, retention: float, options: dict[str, Any]) -> Method:
 def _prompted(config: str, shape: ModelShape, tokens: int, frames: int, text_tokens: int) -> Prompted:
     """Return what a first token's cost is counted from: frames that are all different, rows of a single token."""
     checkpoint = published(config).config
-    tower = partial(family_of_type(checkpoint["model_type"]).tower_shape, checkpoint)
-    video = VideoShape(frames, 1, tokens // frames, resizable=False)
+    family = family_of_type(checkpoint["model_type"])
+    tower = partial(family.tower_shape, checkpoint)
+    video = VideoShape(frames, 1, tokens // frames, family.preprocessor.resizable)
     return Prompted(shape, tower, video, encoded=frames, text=text_tokens)
 
 
@@ -120,6 +123,10 @@ def _cost_table(config: str, method: Method, shape: ModelShape, n: int, frames: 
         row("  with scoring, bias warm", exact + 2 * every_time / TERA, exact_full, "{:.3f}".format)
     if "bias_setup" in stages:
         row("  first use, bias cold", exact + 2 * sum(stages.values()) / TERA, exact_full, "{:.3f}".format)
+    if frames > 1:  # else the frames are not known, and with them what the tower costs
+        prompt = _prompted(config, shape, n, frames, text_tokens)
+        this, vanilla = (first_token_tflops(one, prompt) for one in (method, Vanilla()))
+        row("  to the first token, with the tower", this, vanilla, "{:.3f}".format)
     cache, cache_full = (kv_bytes(shape, [v + text_tokens for v in counts]) for counts in (per_layer, full))
     row("KV cache, bf16", cache, cache_full, lambda size: f"{size / 1e6:.1f} MB")
     row("visual tokens, layer mean", sum(per_layer) / len(per_layer), n, "{:.0f}".format)
