@@ -73,7 +73,8 @@ def encode_video(
     distinct = sorted(set(source))
     if len(distinct) < len(source):
         pixels = family.of_frames(pixels, frames[distinct])
-    with merging_tower(model, merging), tapped(model) if signals else nullcontext() as tap:
+    tower = merging_tower(family.tower_layers(model), merging) if merging else nullcontext()
+    with tower, tapped(model) if signals else nullcontext() as tap:
         encoded = family.encode(model, pixels, chunk_frames)
     seen = VideoFeatures(
         **vars(encoded),

@@ -15,9 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from sharp_demo.backbones.families import family_of
 from sharp_demo.backbones.view import TowerMerging
 
 
@@ -155,15 +153,8 @@ def _split(hidden: Tensor, kwargs: Mapping[str, Any]) -> Patches:
 
 
 @contextmanager
-def merging_tower(model: PreTrainedModel, merging: TowerMerging | None) -> Iterator[None]:
-    """Merge patches in every pass of this thread through the vision tower inside the block; None: leave it alone.
-
-    Raises UnsupportedError for a tower whose layers this does not know.
-    """
-    if merging is None:
-        yield
-        return
-    layers = family_of(model.config).tower_layers(model)
+def merging_tower(layers: Sequence[TowerLayer], merging: TowerMerging) -> Iterator[None]:
+    """Merge patches in every pass of this thread through these layers of a vision tower inside the block."""
     passes, thread = _Passes(layers, merging), get_ident()
 
     def chosen(number: int, own: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:

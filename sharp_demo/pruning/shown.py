@@ -57,6 +57,7 @@ class FewerFrames(Method):
     where = "before"
     floor = True
     color = "#9000FC"
+    reindex_positions = True  # those of a shorter video
 
     def frames_of(self, frames: int) -> int:
         """Return how many of the layout frames are shown."""
@@ -98,6 +99,7 @@ class SmallerFrames(Method):
     floor = True
     adaptive = True  # whole rows and columns
     color = "#FC24A8"
+    reindex_positions = True  # those of a video with smaller frames
 
     def cells(self, rows: int, cols: int) -> tuple[int, int]:
         """Return the rows and columns that a frame is shown with."""

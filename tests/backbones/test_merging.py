@@ -10,7 +10,7 @@ from torch import Tensor
 from sharp_demo.backbones.families import family_of
 from sharp_demo.backbones.features import encode_video
 from sharp_demo.backbones.load import Backbone
-from sharp_demo.backbones.merging import Patches, merged, merging_tower, run_layer
+from sharp_demo.backbones.merging import Patches, merged, run_layer
 from sharp_demo.backbones.view import TowerMerging
 from sharp_demo.errors import UnsupportedError
 
@@ -114,5 +114,5 @@ def test_what_cannot_merge_is_refused(tiny: Backbone, tiny_llava: Backbone, monk
     with pytest.raises(UnsupportedError, match="cannot be read while patches merge"):
         encode_video(tiny.model, pixels, signals=True, merging=HALF)
     monkeypatch.setattr(tiny_llava.model.config, "vision_feature_layer", [-2, -1])
-    with pytest.raises(UnsupportedError, match="joins several vision layers"), merging_tower(tiny_llava.model, HALF):
-        pass
+    with pytest.raises(UnsupportedError, match="joins several vision layers"):
+        encode_video(tiny_llava.model, tiny_llava.processor.video.pixels(golden_frames(2, 60, 80)), merging=HALF)
