@@ -29,6 +29,7 @@ from sharp_demo.backbones.features import VideoFeatures, black_video, encode_vid
 from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.backbones.signals import signals_refusal
+from sharp_demo.backbones.view import TowerMerging
 from sharp_demo.engine.generation import end_tokens, suppress_placeholders
 from sharp_demo.errors import UnsupportedError
 from sharp_demo.pruning.attention import Rotary
@@ -77,12 +78,23 @@ class Film:
         self.frames, self.grid = len(frames), video.grid(*frames.shape[:3])
         signals = signals_refusal(backbone.model) is None
         self.features: VideoFeatures = encode_video(backbone.model, video.pixels(frames), signals=signals)
+        self.pictures, self._merged = frames, dict[TowerMerging, Film]()
         self.start: _State | None = None  # the rows that precede the question
         self.seen: dict[Method, _Seen] = {}
 
     def prompt(self, question: str) -> dict[str, Tensor]:
         """The prompt of a question about this film."""
         return self.backbone.processor.prompt(question, frames=self.frames, grid=self.grid)
+
+    def merged(self, merging: TowerMerging) -> Film:
+        """The same film as the vision tower sees it with patches merging inside."""
+        if merging not in self._merged:
+            other = copy(self)
+            pixels = self.backbone.processor.video.pixels(self.pictures)
+            other.features = encode_video(self.backbone.model, pixels, merging=merging)
+            other.start, other.seen = None, {}
+            self._merged[merging] = other
+        return self._merged[merging]
 
     def black(self, layout: VisualLayout) -> Film:
         """A black film of the same layout; text with the video's placeholders is kept."""
@@ -125,6 +137,7 @@ class Asked:
         prefix = tuple(prompt["input_ids"][0].tolist())
         signals = film.features.signals
         self.context = PromptContext(self.model, backbone.processor, film.bias_cache, prefix, positions, signals)
+        self.context.merging = film.features.merging
         self.ends = end_tokens(self.model, self.tokenizer)
         self._start = _State(hidden)
         self._drafted: dict[tuple[int, ...], Asked] = {}

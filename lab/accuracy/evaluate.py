@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context, parent_process
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -24,17 +25,21 @@ from lab.accuracy.worlds import KINDS_OF, World, open_world, shipped_kinds, worl
 from lab.provenance import provenance
 from lab.stats import ClipBootstrap, third_of_frames
 from lab.world.records import Split, SyntheticClip
+from sharp_demo.backbones.families import family_of
+from sharp_demo.backbones.layout import VisualLayout
 from sharp_demo.backbones.load import Backbone, load
+from sharp_demo.backbones.view import TowerMerging, VideoShape
 from sharp_demo.cost import ModelShape, paper_tflops
 from sharp_demo.errors import InputError, MethodError
-from sharp_demo.pruning.matching import match_flops
+from sharp_demo.pruning.matching import Prompted, match_flops, match_ttft
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.outcome import Run
 from sharp_demo.pruning.sharp.bias import BiasCache
+from sharp_demo.records import Match
 from sharp_demo.settings import Settings
 
 RETENTIONS = (0.25, 0.2, 0.15, 0.1, 0.05, 0.02)
-MATCHES = ("tokens", "flops")
+MATCHES = ("tokens", "flops")  # unless others are asked for
 EVALUATED = ("heldout", "validation")
 PER_CLIP = 5  # more clips say more than more questions about one clip
 CLIPS_PER_SEED = 1_000_000
@@ -73,7 +78,7 @@ class Plan:
                 raise InputError(f"{what} is {value}; it must be at least {low}")
         worlds = (self.world,) if self.world else tuple(KINDS_OF)
         for what, values, known in (
-            ("match", self.matches, MATCHES),
+            ("match", self.matches, get_args(Match)),
             ("split", (self.split,), EVALUATED),
             ("world", worlds, tuple(KINDS_OF)),
             ("kind", self.kinds, [kind for world in worlds for kind in KINDS_OF.get(world, ())]),
@@ -173,6 +178,7 @@ def lay_out(backbone: Backbone, clip: SyntheticClip, plan: Plan) -> tuple[list[R
     asked_first = Asked(film, clip.questions[0].text)
     n, frames = len(asked_first.layout), asked_first.layout.frames
     shape = ModelShape.from_config(backbone.model.config.text_config)
+    prompt = prompted(backbone, asked_first.layout)
     rows: list[Row] = []
     unreachable: list[dict[str, Any]] = []
     for match in plan.matches:
@@ -180,7 +186,7 @@ def lay_out(backbone: Backbone, clip: SyntheticClip, plan: Plan) -> tuple[list[R
             variant.build(0.99).fitted(shape.layers).check(shape.layers)  # an option this model cannot have
             for asked in plan.retentions if variant.group != "reference" else (1.0,):
                 try:
-                    method = matched(variant.build(asked).fitted(shape.layers), match, shape, n, frames)
+                    method = matched(variant.build(asked).fitted(shape.layers), match, prompt)
                     asked_first.prefill(method)  # checks it too
                 except MethodError as error:
                     unreachable.append({"method": variant.name, "retention": asked, "match": match, "why": str(error)})
@@ -195,9 +201,20 @@ def visual_tokens(backbone: Backbone, clip: SyntheticClip) -> int:
     return len(Asked(Film(backbone, clip.frames, BiasCache()), clip.questions[0].text).layout)
 
 
-def matched(method: Method, match: str, shape: ModelShape, n: int, frames: int) -> Method:
+def prompted(backbone: Backbone, layout: VisualLayout) -> Prompted:
+    """What the costs of a clip are counted from: as if no two of its frames were equal, so that all clips agree."""
+    config = backbone.model.config
+    tower = partial(family_of(config).tower_shape, config.to_dict())
+    video = VideoShape(layout.frames, layout.rows, layout.cols, backbone.processor.video.resizable)
+    text, prefix = layout.length - len(layout), int(layout.index[0])
+    return Prompted(ModelShape.from_config(config.text_config), tower, video, layout.frames, text, prefix)
+
+
+def matched(method: Method, match: str, prompt: Prompted) -> Method:
     """The method at the retention asked for, or at the one that costs what FastV (K=2) costs there."""
-    return method if match == "tokens" else match_flops(method, shape, n, frames)
+    if match == "ttft":
+        return match_ttft(method, prompt)
+    return method if match == "tokens" else match_flops(method, prompt.shape, prompt.video.tokens, prompt.video.frames)
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
@@ -257,9 +274,13 @@ def measure(
         progress(done, len(clips))
         film = Film(backbone, clip.frames, bias_cache)
         for question in clip.questions:
-            asked, subject = Asked(film, question.text), Subject(clip, question)
+            whole, subject = Asked(film, question.text), Subject(clip, question)
+            merged: dict[TowerMerging, Asked] = {}
             for run, row in runs.items():
-                _ask(asked, subject, row, tallies[run])
+                merging = row.method.view(prompted(backbone, whole.layout).video).merging
+                if merging is not None and merging not in merged:
+                    merged[merging] = Asked(film.merged(merging), question.text)
+                _ask(whole if merging is None else merged[merging], subject, row, tallies[run])
     progress(len(clips), len(clips))
     return tallies
 

@@ -15,6 +15,7 @@ Result = dict[str, Any]
 MATCHED = {
     "tokens": "Equal tokens: every method keeps the same share of the visual tokens",
     "flops": "Equal FLOPs: every method has the budget at which it should cost what FastV (K=2) costs at that share",
+    "ttft": "Equal cost to the first token: as before, with the vision tower, which some methods spare",
 }
 OFF = 0.05  # a method this far from the cost it was matched to is marked
 OFF_NOTE = (

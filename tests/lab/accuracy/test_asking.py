@@ -15,6 +15,7 @@ from lab.accuracy.variants import ABLATION, CORE, Subject, Variant, variant
 from lab.world.records import Question, SyntheticClip
 from sharp_demo.backbones.features import VideoFeatures, encode_video, model_inputs
 from sharp_demo.backbones.load import Backbone, load
+from sharp_demo.backbones.view import TowerMerging
 from sharp_demo.engine.generation import decode_step, end_tokens, prefill
 from sharp_demo.pruning.fastv import FastV
 from sharp_demo.pruning.method import Method
@@ -22,6 +23,7 @@ from sharp_demo.pruning.outcome import Selection
 from sharp_demo.pruning.prefill import Prefill
 from sharp_demo.pruning.registry import list_methods
 from sharp_demo.pruning.sharp.bias import BiasCache
+from sharp_demo.pruning.tome import ToMe
 from sharp_demo.pruning.vanilla import Vanilla
 from sharp_demo.settings import Settings
 
@@ -228,3 +230,16 @@ def test_shared_computation_pays(measured: Callable[[str, str, str], None]) -> N
             shared_s, plain_s = shared_s + between - began, plain_s + time.process_time() - between
     measured("plain asking / shared asking, processor time", f"{plain_s / shared_s:.2f}", "at least 2")
     assert plain_s > 2 * shared_s
+
+
+@torch.no_grad()
+def test_a_film_whose_patches_merge_has_rows_of_its_own(film: Film) -> None:
+    merging = TowerMerging(0.6)
+    other = film.merged(merging)
+    assert film.merged(merging) is other
+    assert (film.features.merging, other.features.merging) == (None, merging)
+    question = "What color is the car?"
+    logits, _, run = Asked(other, question).prefill(ToMe(retention=0.6))
+    assert not run.note
+    assert not torch.equal(logits, Asked(film, question).prefill(Vanilla())[0])
+    assert Asked(film, question).prefill(ToMe(retention=0.6))[2].note
