@@ -52,9 +52,14 @@ def input_frames(method: str, prefill: Prefill) -> Tensor:
     Raises MethodError when another method has dropped some of them before.
     """
     layout = prefill.layout
-    if len(prefill.slots) < len(layout):
-        raise MethodError(f"{method}: compares whole frames, so it must come first in a combination")
+    require_whole(method, prefill)
     return prefill.hidden[0, prefill.rows].float().view(layout.frames, layout.rows * layout.cols, -1)
+
+
+def require_whole(method: str, prefill: Prefill) -> None:
+    """Raise MethodError when another method has dropped tokens before."""
+    if len(prefill.slots) < len(prefill.layout):
+        raise MethodError(f"{method}: compares whole frames, so it must come first in a combination")
 
 
 def dissimilarity(u: Tensor, v: Tensor) -> Tensor:

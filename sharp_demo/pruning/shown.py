@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sharp_demo.backbones.view import WHOLE, VideoShape, View
 from sharp_demo.lazy import LazyModule
-from sharp_demo.pruning.frames import input_frames
+from sharp_demo.pruning.frames import input_frames, require_whole
 from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.outcome import Role, Selection
 from sharp_demo.pruning.schedule import Schedule
@@ -74,12 +74,17 @@ class FewerFrames(Method):
         return [(0, self.frames_of(frames) * (n // frames))]
 
     def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
+        from sharp_demo.pruning.attention import to_device
+
         layout = prefill.layout
         shown = View(frames=self.frames_of(layout.frames)).sampled(layout.frames, 1)
         if layer or len(shown) == layout.frames:
             return None
-        kept = torch.isin(prefill.frames, torch.tensor(shown, device=prefill.frames.device)).nonzero()[:, 0]
-        return Selection(kept, compact=prefill.family.renumbers)
+        size = layout.rows * layout.cols
+        require_whole(self.name, prefill)
+        kept = [frame * size + token for frame in shown for token in range(size)]  # on the host: nothing waits
+        device = prefill.rows.device
+        return Selection(to_device(kept, torch.long, device), compact=prefill.family.renumbers)
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,8 @@ class SmallerFrames(Method):
         return [(0, frames * max(1, int(self.retention * (n // frames) + 1e-9)))]
 
     def before_layer(self, layer: int, prefill: Prefill) -> Selection | None:
+        from sharp_demo.pruning.attention import to_device
+
         layout = prefill.layout
         high, wide = self.cells(layout.rows, layout.cols)
         if layer or (high, wide) == (layout.rows, layout.cols):
@@ -129,10 +136,11 @@ class SmallerFrames(Method):
         ]
         device, size = tokens.device, layout.rows * layout.cols
         offsets = torch.arange(layout.frames, device=device)[:, None] * size
-        kept = (offsets + torch.tensor(middles, device=device)).flatten()
+        centre = to_device(middles, torch.long, device)
+        kept = (offsets + centre).flatten()
         slots = torch.arange(size, device=device)
         cell = slots // layout.cols * high // layout.rows * wide + slots % layout.cols * wide // layout.cols
-        into = (offsets + torch.tensor(middles, device=device)[cell]).flatten()
+        into = (offsets + centre[cell]).flatten()
         into[kept] = -1
         role = torch.full_like(kept, Role.MERGED)
         return Selection(kept, role, pooled, into, compact=prefill.family.renumbers)
