@@ -12,12 +12,19 @@ if TYPE_CHECKING:  # at run time this module needs no other
     from sharp_demo.records import ModelInfo, Result
     from sharp_demo.settings import Settings
 
-TITLE = "ShaRP: visual-token pruning, side by side"
 NAME = "ShaRP side by side"
 CLAIM = (
-    "One video, one question, one video LLM. Four ways to throw most of its visual tokens away: "
-    "see what each one keeps, whether the answer holds, and what it really saves."
+    "A video LLM cuts every frame into patches and reads each patch as one token. The methods here drop most of these "
+    "tokens: see what each one keeps, whether the answer holds, and what it saves."
 )
+LINKS = "[Paper]({paper}) · [How to cite](#cite)"
+CITE = "How to cite"
+CITATION = """@article{xia2025sharp,
+  title   = {ShaRP: SHAllow-LayeR Pruning for Video Large Language Models Acceleration},
+  author  = {Xia, Yingjie and Liu, Tao and Shi, Jinglei and Xie, Qingsong and Guo, Heng and Yang, Jian and Wang, Xi},
+  journal = {arXiv preprint arXiv:2512.05385},
+  year    = {2025}
+}"""
 
 VIDEO = "Video"
 QUESTION = "Question"
@@ -74,6 +81,7 @@ THEATRE: dict[str, Any] = {
     "show": "Show",
     "kinds": {"kept": "kept tokens", "raw": "raw attention", "bias": "position bias", "debiased": "debiased"},
     "legend": "Legend",
+    "help": "What the marks and keys mean",
     # A mark of its own says why a token was kept; a role that is not here is marked by its first letter.
     "marks": {
         "register": "●",
@@ -96,11 +104,22 @@ THEATRE: dict[str, Any] = {
         "contextual": "mean of similar ones",
         "static": "stands for its segment's frames",
     },
+    "stale": "As of the earlier question “{question}”. Changed since: {names}. Press Run for a new answer.",
+    "inputs": {
+        "video": "the clip",
+        "question": "the question",
+        "methods": "the methods",
+        "retention": "the share kept",
+        "model": "the model",
+    },
+    "settings": "the settings",
     "no_picture": "The pictures of the frames are no longer on the server: run the comparison again to see them.",
+    "more": "All figures",
     "scores": {"raw": "raw", "bias": "bias", "debiased": "debiased"},
     "evidence": "evidence",
     "evidence_help": "Where the clip shows what the question asks for",
     "segments": "{label}: {count} segments",
+    "segment": "{label}: 1 segment",
     "span": "{name}, frames {from} to {to}",
     "frame": "Frame",
     "play": "Play frames",
@@ -114,7 +133,10 @@ THEATRE: dict[str, Any] = {
     "forgotten": "After the prefill its cache holds {cached} of them: the others' keys and values are forgotten.",
     "left": "dropped before layer {layer}",
     "left_merged": "{fate}, before layer {layer}",
-    "keys": "Keys: ← → frame, space play, 1–9 jump to tenths of the clip. Point at a patch, or tap it, for its scores.",
+    "keys": (
+        "Keys: ← → frame, space play, 1–9 jump to tenths of the clip, f stage mode. Point at a patch, or tap it, for "
+        "its scores."
+    ),
     "grid_role": "token grid, arrow keys move between tokens",
     "canvas_label": "{label}, frame {frame} of {frames}: {kept} of {total} tokens kept",
     "frame_line": "frame {frame}: {kept} of {total} tokens kept",
@@ -134,7 +156,68 @@ THEATRE: dict[str, Any] = {
     "strip_label": "{label}, tokens kept per frame: {kept}",
 }
 
+# The line above the columns that says what a comparison came to.
+VERDICT = {
+    "none_dropped": "No visual token dropped.",
+    "same": "same answer",
+    "another": "another answer",
+    "empty": "empty answer",
+    "noisy": "prefill too noisy to time",
+    "processor": "in processor time",
+    "alone": "Vanilla alone: choose a method that prunes to compare it with.",
+    "no_vanilla": "Vanilla was not chosen: there is no full answer to compare with.",
+    "vanilla_stopped": "Vanilla was stopped: there is no full answer to compare with.",
+    "vanilla_empty": "Vanilla gave an empty answer: there is nothing to compare with.",
+    "stopped": "{names}: stopped while answering.",
+    "not_run": "{names}: not run.",
+    "failed": "{names}: failed.",
+    "foreign": "This small model knows only drawn shapes and letters: its answers about other clips mean nothing.",
+}
+
+
+def listing(names: Sequence[str]) -> str:
+    """Return names as a sentence lists them."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+def dropped(least: int, most: int) -> str:
+    share = f"{most} %" if least == most else f"{least} to {most} %"
+    return f"{share} of the visual tokens dropped."
+
+
+def prefill_speed(least: float, most: float, same: float, clock: str = "") -> str:
+    """Return how the prefill's time compares: `least` and `most` are vanilla's time over the methods'."""
+    low, high = f"{least:.1f}", f"{most:.1f}"
+    span = f"{low}×" if low == high else f"{low} to {high}×"
+    if least > 1 + same:
+        text = f"prefill {span} faster"
+    elif most < 1 - same:
+        fast, slow = f"{1 / most:.1f}", f"{1 / least:.1f}"
+        text = f"prefill {fast if fast == slow else f'{fast} to {slow}'}× slower"
+    elif least >= 1 - same and most <= 1 + same:
+        text = "prefill as fast"
+    else:
+        text = f"prefill {span} as fast"
+    return f"{text} {clock}".rstrip()
+
+
 EXAMPLES = "Examples"
+# Words of a question that do not tell it from others.
+SMALL_WORDS = frozenset({"a", "an", "are", "in", "is", "it", "of", "the", "there", "to", "what", "which"})
+SHORT_WORDS = 3
+
+
+def short(question: str) -> str:
+    """Return the few words by which an example is called: the last of its question that say something."""
+    told = [word for word in question.strip(" ?.!").split() if word.casefold() not in SMALL_WORDS]
+    name = " ".join(told[-SHORT_WORDS:])
+    return name[:1].upper() + name[1:]
+
+
+def too_noisy_for(text: str, names: Sequence[str]) -> str:
+    return f"{text} ({listing(names)}: too noisy to time)"
+
+
 API_SHELL = "The same without Python:"
 KNOB_NAMES = {"penalty": "λ", "layer": "K", "segm": "SegM", "posc": "PosC", "regd": "RegD"}
 # What an error says was wrong: "retention is 2; it must be between 0.01 and 1."
@@ -159,6 +242,11 @@ NOT_RUN = "stopped before it began"
 NOT_RUN_CELL = "not run"
 NO_VERDICT = "no verdict"
 STOPPING = "Stopping …"
+# Which of the paper's two readings ShaRP scored with; the two share few of their tokens.
+READINGS = {
+    "lookahead": "Scores: attention of the layer that is about to run (look-ahead).",
+    "first": "Scores: attention of layer 0, the paper's literal reading.",
+}
 UNTRAINED = "Untrained model: the answer is meaningless."
 INTERNAL = "Something broke on our side; the server's log has the details. Your inputs are kept."
 NO_RUN = "Run a comparison first."
@@ -193,8 +281,9 @@ NO_LENGTH = "The request does not say how long it is; send Content-Length."
 NO_ROOM = "The server has no room for another upload now; try again in ten minutes, or use an example."
 NO_DISK = "The server's disk is full: the run could not be stored. Its operator has to free space."
 
+ABOUT_TITLE = "What you see, and what each method does"
 ABOUT = """
-**What you see.** All methods share one decoding and one vision pass; each column's total is as if it had run alone.
+All methods share one decoding and one vision pass; each column's total is as if it had run alone.
 Dropped patches are dimmed and hatched. Use the slider, the arrow keys or the clip's own player to move through the
 frames; point at a patch for its scores.
 """
@@ -681,7 +770,7 @@ def bench_caption(model: str, count: int) -> str:
 
 STORED = "stored"
 KIOSK_BANNER = "Touch the screen to try it"
-KIOSK_BUSY = "A run is on: stop it or wait for its end, then choose another example."
+EXAMPLE_BUSY = "A run is on: stop it or wait for its end, then choose another example."
 KIOSK_HINT = "Stored results of the examples, one after another."
 NO_UPLOAD = "This kiosk answers about its own examples only: pick one of them."
 
@@ -749,7 +838,7 @@ def timing(seconds: float) -> str:
 
 def too_noisy(low: float, high: float) -> str:
     digits = 1 if high - low >= 0.15 else 2  # never the same figure twice
-    return f"too noisy to say ({low:.{digits}f} to {high:.{digits}f}×)"
+    return f"{low:.{digits}f} to {high:.{digits}f}×, too noisy to say"
 
 
 def of_at_most(ratio: str, ceiling: str) -> str:
@@ -795,7 +884,10 @@ FIGURES = {
         "The same ratio in processor time: what other programs on the machine take is not in it.",
     ),
     "prefill": ("Prefill", "Language model over the prompt, pruning included: the median of the timing rounds."),
-    "first_token": ("First token", "Time to the first answer token: read the video, see it, read the prompt."),
+    "first_token": (
+        "First token: read + see + prefill",
+        "Time to the first answer token: read the video, see it, read the prompt.",
+    ),
     "parts": (
         "Read + see + prefill",
         "The first token's time in parts: decoding the video, the vision tower, the language model over the prompt.",
@@ -840,7 +932,7 @@ FIGURES = {
 
 # What the report's template says; `{...}` is filled in there.
 REPORT_PAGE = {
-    "title": "Visual-token pruning, side by side",
+    "title": NAME,
     "question": "Question",
     "answers": "Answers",
     "same": "Same answer as vanilla.",

@@ -165,7 +165,7 @@ def write_all(folder: Path) -> None:
         )
         render_video(seed, folder / f"{name}.mp4")
         rows.append(listed(name, question))
-    rows += chosen(folder)
+    rows = chosen(folder) + rows  # the page opens with the first: one that tells the methods apart
     (folder / "examples.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 
 

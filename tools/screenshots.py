@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-EXAMPLE, FRAME = 9, 13  # where the methods disagree, at the evidence
+EXAMPLE, FRAME = 1, 13  # where the methods disagree, at the evidence
 SHOTS = {  # name: (colour scheme, width, height)
     "light": ("light", 1440, 1500),
     "dark": ("dark", 1440, 1500),
@@ -47,8 +47,10 @@ def shoot(browser: Browser, url: str, path: Path, scheme: str, width: int, heigh
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
     page = context.new_page()
     page.goto(url)
-    page.locator("#examples button").nth(EXAMPLE).click()
-    page.wait_for_selector("#clip video")
+    example = page.locator("#examples button").nth(EXAMPLE)
+    example.click()
+    asked = page.locator("#columns .sd-question", has_text=str(example.get_attribute("aria-label")))
+    asked.wait_for(state="attached")
     page.locator("#run").click()
     page.wait_for_function("document.querySelector('.sd').dataset.phase === 'done'", timeout=120_000)
     page.locator(".sd-frame").fill(str(FRAME))

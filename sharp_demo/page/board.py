@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from base64 import b64encode
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 from gradio.data_classes import FileData
 
 from sharp_demo import strings
+from sharp_demo.page.asked import asked
 from sharp_demo.pruning.registry import method_class
 from sharp_demo.records import (
     Decoded,
@@ -43,7 +45,16 @@ from sharp_demo.views.overlay import (
     nearest_frames,
     role_mask,
 )
-from sharp_demo.views.summary import answers_compare, baseline_of, differing_words, figures_of, same_answer
+from sharp_demo.views.summary import (
+    answers_compare,
+    baseline_of,
+    differing_words,
+    figures_of,
+    same_answer,
+    words,
+)
+from sharp_demo.views.telling import telling_frame
+from sharp_demo.views.verdict import verdict
 
 
 @dataclass
@@ -86,6 +97,8 @@ class Board:
     sampled: int = 0
     layout: Layout | None = None
     stored: bool = False  # computed before, and not for this visitor
+    own: bool = False  # the visitor's own clip, and no example
+    play: bool = False  # the frames, through once, as soon as they are there
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -214,7 +227,7 @@ class Board:
 
     def value(self) -> dict[str, Any]:
         """Return the JSON that the page draws."""
-        baseline = baseline_of(self.results)
+        baseline, clip = baseline_of(self.results), self.clip() if self.results else None
         return {
             "run": self.run,
             "phase": self.phase,
@@ -222,7 +235,11 @@ class Board:
             "question": self.request.question if self.request else "",
             "query": self.query,
             "evidence": [vars(one) for one in self.evidence],
-            "clip": self.clip() if self.results else None,
+            "clip": clip,
+            "frame": telling_frame(self.results, self._shown, self.evidence) if clip and self._shown else 0,
+            "play": self.play,
+            "verdict": verdict(self.results, self.missing, knows_little=self._foreign) if self.over else "",
+            "asked": asked(self.request) if self.request else None,
             "columns": [
                 {
                     "label": column.label,
@@ -243,17 +260,28 @@ class Board:
 
     def clip(self, layout: Layout | None = None) -> dict[str, Any] | None:
         """Return the frames as the page draws them, of the run or of a result's own layout; None without frames."""
-        layout = layout or self.layout or next((result.layout for result in self.results), None)
-        if self.sprite is None or not self.sprite_path or layout is None:
+        layout = layout or self._shown
+        if self.sprite is None or layout is None or not (self.stored or self.sprite_path):
             return None
+        # A stored result is every page's: it has no file of its own, whose time could be over.
+        inline = {"url": f"data:image/jpeg;base64,{b64encode(self.sprite.jpeg).decode('ascii')}"}
+        file = FileData(path=self.sprite_path, mime_type="image/jpeg").model_dump() if not self.stored else None
         return {
-            "sprite": FileData(path=self.sprite_path, mime_type="image/jpeg").model_dump(),
+            "sprite": file or inline,
             "per_row": self.sprite.per_row,
             "width": self.sprite.width,
             "height": self.sprite.height,
             "shown": frame_of_clip(layout, self.sampled),
             "timestamps": list(layout.timestamps),
         }
+
+    @property
+    def _foreign(self) -> bool:
+        return self.own and self.model is not None and bool(self.model.note)
+
+    @property
+    def _shown(self) -> Layout | None:
+        return self.layout or next((result.layout for result in self.results), None)
 
     def _say(self, message: str) -> None:
         self.phase, self.message, self.detail = "running", message, ""
@@ -271,7 +299,7 @@ class Board:
         if self.model is not None:
             parts.append(self.model.note or ("" if self.model.trained else strings.UNTRAINED))
         if column.result is not None:
-            parts += column.result.notes
+            parts += [strings.READINGS.get(column.result.config.get("score_layer", ""), ""), *column.result.notes]
         return " ".join(dict.fromkeys(part for part in parts if part))
 
 
@@ -329,7 +357,7 @@ def comparison_with(result: Result | None, baseline: Result | None) -> dict[str,
         return {"words": [], "badge": None, "sure": None}
     own, other = result.first_token_prob, baseline.first_token_prob if baseline else None
     sure = None if own is None else {"value": own, "vanilla": other, "text": strings.sure(own)}
-    if baseline is None or not answers_compare(result, baseline):
+    if baseline is None or not answers_compare(result, baseline) or not words(result.answer):
         return {"words": [], "badge": None, "sure": sure}
     same = same_answer(result.answer, baseline.answer)
     badge = {"kind": "same" if same else "different", "text": strings.agreement(same, own, other)}

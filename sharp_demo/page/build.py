@@ -27,8 +27,10 @@ from sharp_demo.page.examples import Example
 from sharp_demo.page.menu import described, group_css
 from sharp_demo.page.runs import HIDDEN, KEEP_S, Controls, Runs, Updates
 from sharp_demo.page.tabs import build_tabs
-from sharp_demo.page.tabs.kiosk import KIOSK_CSS, build_kiosk
+from sharp_demo.page.tabs.gallery import Gallery
+from sharp_demo.page.tabs.kiosk import KIOSK_CSS, KIOSK_TYPE_CSS, build_kiosk
 from sharp_demo.page.theme import CSS, make_theme
+from sharp_demo.pruning.registry import method_class
 from sharp_demo.settings import Settings
 from sharp_demo.web.calls import Calls, parameters_of, refuse_odd_values
 from sharp_demo.web.health import Health, leaving_when_lost
@@ -52,29 +54,29 @@ def build_ui(engine: AnyEngine, settings: Settings) -> gr.Blocks:
     # Served from where they are: copies in the upload folder would be the first that its quota deletes.
     gr.set_static_paths([clips])
     with gr.Blocks(
-        title=strings.TITLE, analytics_enabled=False, fill_width=True, delete_cache=(NEVER_S, NEVER_S)
+        title=strings.NAME, analytics_enabled=False, fill_width=True, delete_cache=(NEVER_S, NEVER_S)
     ) as page:
         queue = PageQueue(page)
         runs = Runs(engine, settings, Path(get_upload_folder()), clips, queue.waiting, queue.unread)
         inputs = runs.inputs
-        gr.Markdown(f"# {strings.NAME}\n{strings.CLAIM}", elem_id="title")
+        links = strings.LINKS.format(paper=method_class("sharp").paper)
+        gr.Markdown(f"# {strings.NAME}\n{strings.CLAIM} {links}", elem_id="title")
         row = _example_row(inputs.examples)
         with gr.Row(elem_id="main", equal_height=False):
             with gr.Column(scale=1, min_width=300, elem_id="inputs"):
                 controls = _inputs(runs)
-            with gr.Column(scale=4, min_width=300):
+            with gr.Column(scale=4, min_width=300, elem_id="results"):
                 tabs, compare = build_tabs(runs, controls)
-        gr.Markdown(strings.about(described()))
+        with gr.Accordion(strings.ABOUT_TITLE, open=False, elem_id="about"):
+            gr.Markdown(strings.about(described()))
+        with gr.Accordion(strings.CITE, open=False, elem_id="cite"):
+            gr.Code(strings.CITATION, language=None, show_label=False, lines=7)
         with gr.Accordion(strings.API, open=False, elem_id="api"):
             api_text = gr.Markdown()
+        gallery = Gallery(runs, compare)
+        gallery.wire(row)
         if settings.kiosk:
-            build_kiosk(runs, compare, row)
-        else:
-
-            def choose(event: gr.EventData) -> Updates:
-                return inputs.choose(inputs.examples[event.index])
-
-            row.select(choose, None, inputs.example_controls(), queue=False, **HIDDEN)
+            build_kiosk(runs, gallery)
         Api(runs).build()
 
         def opened(request: gr.Request) -> Updates:
@@ -84,9 +86,17 @@ def build_ui(engine: AnyEngine, settings: Settings) -> gr.Blocks:
             mode = {tabs: gr.Tabs(selected=values.pop("mode"))} if "mode" in values else {}
             base = get_root_url(request.request, request.request.url.path, page.root_path)
             text = api_markdown(page.get_api_info(), base.rstrip("/"))
-            return {**{inputs.controls[name]: value for name, value in values.items()}, **mode, api_text: text}
+            # The page holds the first example from the start; a link says all that it wants there.
+            first = {} if values or wrong else gallery.result(0, request.session_hash)
+            values = {"video": None, "question": "", **values} if values or wrong else {}
+            given = {inputs.controls[name]: value for name, value in values.items()}
+            return {**first, **given, **mode, api_text: text}
 
-        page.load(opened, None, [*inputs.controls.values(), tabs, api_text], **HIDDEN)
+        filled = dict.fromkeys([*inputs.controls.values(), *gallery.outputs, tabs, api_text])
+        page.load(opened, None, list(filled), **HIDDEN)
+        watched = inputs.of(compare.name)
+        told = f"(...values) => {{ window.sharpInputs.tell({json.dumps(list(watched))}, values); }}"
+        gr.on([one.change for one in watched.values()], None, list(watched.values()), None, js=told, **HIDDEN)
     page.queue(max_size=settings.queue_size)
     return page
 
@@ -114,13 +124,16 @@ def launch_options(page: gr.Blocks, engine: AnyEngine, settings: Settings) -> di
 
     charts = f"const PLOT_CODE = {json.dumps(plot_code())};"
     modes = (HERE / "css" / "modes.css").read_text("utf-8")
-    scripts = [(HERE / "js" / name).read_text("utf-8") for name in ("plots.js", "plotcode.js", "address.js")]
+    # Gradio puts its own container before every selector of `css`, so what is about the container goes around it.
+    large = (HERE / "css" / "stage.css").read_text("utf-8") + (KIOSK_TYPE_CSS if settings.kiosk else "")
+    names = ("plots.js", "plotcode.js", "address.js", "inputs.js", "stage.js")
+    scripts = [(HERE / "js" / name).read_text("utf-8") for name in names]
     return {
         "server_name": settings.host,
         "server_port": settings.port,
         "theme": make_theme(),
         "css": CSS + modes + group_css("methods") + (KIOSK_CSS if settings.kiosk else ""),
-        "head": "".join(f"<script>{script}</script>" for script in [charts, *scripts]),
+        "head": f"<style>{large}</style>" + "".join(f"<script>{script}</script>" for script in [charts, *scripts]),
         "footer_links": ["api"],
         "run_history": False,
         "enable_monitoring": False,
@@ -171,6 +184,7 @@ def _example_row(examples: list[Example]) -> gr.HTML:
             "video": {"url": f"{CLIPS}/{quote(example.video.name)}"},
             "question": example.question,
             "note": example.note,
+            "short": strings.short(example.question),
         }
         for example in examples
     ]

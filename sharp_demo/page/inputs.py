@@ -197,7 +197,7 @@ class Inputs:
     def _shared(self) -> tuple[Input, ...]:
         settings, engine = self.settings, self.engine
         methods, models = list(settings.methods), engine.models()
-        longest = settings.max_question_chars
+        longest, first = settings.max_question_chars, next(iter(self.examples), None)  # the page opens with it
         counts = [0, *(count for count in FRAME_CHOICES if count <= settings.max_frames)]  # 0: the model's default
         labelled = [(str(count) if count else strings.FRAMES_DEFAULT, count) for count in counts]
         return (
@@ -205,10 +205,11 @@ class Inputs:
                 "video",
                 partial(
                     clip_input,
+                    value=str(first.video) if first else None,
                     label=strings.VIDEO,
                     interactive=settings.uploads,
                     sources=["upload", "webcam"] if settings.webcam else ["upload"],
-                    height=280,
+                    height=190,
                     elem_id="clip",
                 ),
                 lambda text: str(next(one.video for one in self.examples if one.video.stem == text)),
@@ -219,6 +220,7 @@ class Inputs:
                 "question",
                 partial(
                     gr.Textbox,
+                    value=first.question if first else "",
                     label=strings.QUESTION,
                     placeholder=strings.QUESTION_PLACEHOLDER,
                     max_length=longest,

@@ -137,7 +137,7 @@ def _details(result: Result) -> dict[str, str]:
         values["bias_setup"] = strings.once(
             format_ms(latency.bias_setup) if latency.bias_setup else "", format_flops(result.tflops.setup)
         )
-    return values | {
+    values |= {
         "decode": format_ms(latency.decode_per_token),
         "total": format_ms(latency.total),
         "tflops": f"{format_flops(result.tflops.paper)} / {format_flops(result.tflops.exact)}",
@@ -147,6 +147,8 @@ def _details(result: Result) -> dict[str, str]:
         "added": format_bytes(result.memory.added_bytes),
         "layer_mean": f"{tokens.layer_mean:.1%}",
     }
+    # What this device or this answer does not have is left out.
+    return {key: value for key, value in values.items() if value != strings.NOT_MEASURED}
 
 
 def _encoded(result: Result) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from sharp_demo.page.tabs.sweep import STEPS
-from tests.page.test_browser import Watched, answer_length, ask, browser, keep_screenshot, upload, watched  # noqa: F401
+from tests.page.test_browser import Watched, answer_length, ask, browser, choose, keep_screenshot, upload, watched  # noqa: F401
 from tests.page.test_page_quality import serious
 from tests.serving import ENDLESS
 
@@ -35,11 +35,6 @@ def ended(page: Page, mode: str) -> str:
     return page.evaluate(box)
 
 
-def example(page: Page, index: int) -> None:
-    page.locator("#examples button").nth(index).click()
-    page.wait_for_selector("#clip video")
-
-
 def rows(page: Page, table: str) -> list[list[str]]:
     return page.locator(f"#{table} tbody tr").evaluate_all("all => all.map(r => [...r.cells].map(c => c.innerText))")
 
@@ -47,7 +42,7 @@ def rows(page: Page, table: str) -> list[list[str]]:
 def test_sweep_shows_where_the_answer_flips(watched, server):  # noqa: F811
     watched.open(server)
     page = watched.page
-    example(page, 9)
+    choose(page, 1)
     open_mode(page, "Sweep")
     assert not page.locator("#run").is_visible(), "every mode has one Run button"
     page.get_by_label("6 steps, quicker").check()
@@ -121,6 +116,7 @@ def test_the_address_holds_mode_and_plan(watched, server):  # noqa: F811
 def test_a_mode_refuses_bad_input_in_one_line(watched, server):  # noqa: F811
     watched.open(server)
     page = watched.page
+    page.locator("#clip").get_by_role("button", name="Clear").click()
     open_mode(page, "Sweep")
     assert press_run(page, "sweep") == "error"
     assert page.locator("#sweep-status p").inner_text() == "Choose a video first: upload one or pick an example."
@@ -130,7 +126,7 @@ def test_a_mode_refuses_bad_input_in_one_line(watched, server):  # noqa: F811
 def test_ablation_shows_every_setting_beside_vanilla(watched, server):  # noqa: F811
     watched.open(server)
     page = watched.page
-    example(page, 1)
+    choose(page, 3)
     open_mode(page, "Ablate")
     page.get_by_label("the paper's Table 5").check()
     assert press_run(page, "ablate") == "done"
@@ -154,7 +150,7 @@ def test_ablation_shows_every_setting_beside_vanilla(watched, server):  # noqa: 
 def test_walk_tells_the_numbers_of_this_run(watched, server):  # noqa: F811
     watched.open(server)
     page = watched.page
-    example(page, 9)
+    choose(page, 1)
     open_mode(page, "How it works")
     assert press_run(page, "walk") == "done"
     page.wait_for_selector("#walk-story .wk-strip")
@@ -204,7 +200,7 @@ def test_every_mode_fits_every_screen(browser, server, width, scheme):  # noqa: 
     watched = Watched(context.new_page())  # noqa: F811
     watched.open(server)
     page = watched.page
-    example(page, 9)
+    choose(page, 1)
     for title, mode in MODES:
         open_mode(page, title)
         if mode:

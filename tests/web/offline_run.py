@@ -15,7 +15,7 @@ from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.page.test_browser import RUN_MS, Watched, statuses
+from tests.page.test_browser import Watched, choose, run, statuses
 from tests.serving import serving
 
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
@@ -48,10 +48,8 @@ def main(folder: Path, chromium: str) -> None:
         watched = Watched(browser.new_page())
         watched.open(server)
         page = watched.page
-        page.locator("#examples button").first.click()
-        page.wait_for_selector("#clip video")
-        page.locator("#run").click()
-        page.wait_for_function("document.querySelector('.sd').dataset.phase === 'done'", timeout=RUN_MS)
+        choose(page, 1)
+        run(page)
         watched.assert_clean()
         print(statuses(page))
         browser.close()

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.page.test_api import call, file_data, upload
-from tests.page.test_browser import browser
+from tests.page.test_browser import browser, give_file
 from tests.page.test_faults import health, run_lines
 from tests.serving import ROOT, serving
 from tests.video.clips import write_clip
@@ -142,7 +142,7 @@ def test_a_killed_client(slow):
 def test_a_closed_tab(slow, browser):
     page = browser.new_page()
     page.goto(slow.address)
-    page.locator("#clip input[type=file]").set_input_files(str(slow.clip))
+    give_file(page, slow.clip)
     page.locator("#question textarea").fill("What?")
     before = len(slow.steps())
     page.wait_for_function("document.querySelector('#clip video')")

@@ -24,8 +24,11 @@ function buildCard(column) {
   picture.hidden = true;
   const key = make("div", "sd-key");
   const more = make("dl", "sd-figures");
-  card.append(head, badge, answer, sure, note, picture, key, more);
-  const parts = { card, status, badge, answer, sure, note, noteHead, noteBody, picture, canvas, probe, key, more, column,
+  const fold = make("details", "sd-more");
+  fold.append(make("summary", "", say("more")), more);
+  fold.hidden = true;
+  card.append(head, answer, badge, sure, key, picture, fold, note);
+  const parts = { card, status, badge, answer, sure, note, noteHead, noteBody, picture, canvas, probe, key, more, fold, column,
     since: 0, mask: null, left: null, shown: null, counts: [], scores: {}, ranks: null, absorbed: new Map(), signature: "", source: null };
   canvas.addEventListener("pointermove", (event) => !view.pinned && pointAt(parts, cellAt(parts, event)));
   canvas.addEventListener("pointerleave", () => !view.pinned && pointAt(parts, null));
@@ -134,6 +137,7 @@ function drawNote(parts, note) {
 function drawFigures(parts, figures) {
   parts.key.replaceChildren();
   parts.more.replaceChildren();
+  parts.fold.hidden = !figures.length;
   for (const figure of figures) {
     if (figure.headline) {
       const box = make("div", "sd-big");

@@ -11,7 +11,9 @@ function draw() {
     clip.tabIndex = -1;
     clip.src = example.video.url + "#t=0.5";
     const text = make("span");
-    text.append(make("strong", "", example.question), make("small", "", example.note));
+    text.append(make("strong", "", example.short));
+    button.title = example.question + "\n" + example.note;
+    button.setAttribute("aria-label", example.question);
     button.append(clip, text);
     button.addEventListener("pointerenter", () => {
       if (!matchMedia("(prefers-reduced-motion: reduce)").matches) clip.play().catch(() => {});

@@ -6,7 +6,7 @@ const ROUNDS = 4; // then the page starts afresh: every new clip leaves parts of
 const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
 let last = performance.now();
 let shown = 0;
-let index = 0;
+let index = 1 % count; // the page opens with the first one
 let looping = sessionStorage.getItem(FLAG) === "1";
 let touched = false;
 let at = "";
@@ -72,4 +72,3 @@ setInterval(() => {
     } else looping = true;
   }
 }, 250);
-if (count) setTimeout(show, 300);

@@ -19,18 +19,31 @@ function frameCount() {
   return view.value && view.value.clip ? view.value.clip.shown.length : 0;
 }
 
-function play(on) {
+function play(on, last = -1) {
   clearInterval(view.timer);
-  view.timer = on ? setInterval(() => goTo((view.frame + 1) % frameCount()), 350) : null;
+  if (on) view.moved = true;
+  view.timer = on ? setInterval(() => step(last), 350) : null;
   const button = $(".sd-play");
   setText(button, on ? "❚❚" : "▶");
   button.setAttribute("aria-pressed", String(on));
   button.setAttribute("aria-label", say(on ? "pause" : "play"));
 }
 
+// One frame on; playing ends at the frame `last`.
+function step(last) {
+  goTo((view.frame + 1) % frameCount());
+  if (view.frame === last) play(false);
+}
+
+// Through all frames and back to this one, for who does not mind motion.
+function playOnce() {
+  if (frameCount() && !matchMedia("(prefers-reduced-motion: reduce)").matches) play(true, view.frame);
+}
+
 // A person moves the columns: neither their own playback nor the clip's may move them on.
 function scrub(frame) {
   play(false);
+  view.moved = true;
   pauseClip();
   goTo(frame);
 }
@@ -49,6 +62,7 @@ function toggle() {
 function follow(video) {
   if (!frameCount() || !$(".sd-bar").offsetParent || video.currentSrc !== view.clipSource) return;
   const frame = nearest(view.value.clip.timestamps, video.currentTime);
+  view.moved = true;
   if (frame !== view.frame) goTo(frame);
 }
 

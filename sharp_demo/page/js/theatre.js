@@ -2,7 +2,7 @@
 // writes with textContent or on canvas, because Gradio expands values inside a template as code.
 const $ = (selector, root = element) => root.querySelector(selector);
 const view = { value: null, frame: 0, layer: null, mode: "kept", image: null, src: null, timer: null, cards: new Map(), key: "",
-  probe: null, pinned: false, thumb: 0, clipSource: "", changed: 0 };
+  probe: null, pinned: false, moved: false, asks: null, thumb: 0, clipSource: "", changed: 0 };
 
 function drawLegend() {
   const list = $(".sd-legend");
@@ -79,7 +79,8 @@ function render() {
   if (fresh) {
     rememberClip(value);
     if (value.query) window.sharpAddress.settings(value.query);
-    view.frame = 0;
+    view.frame = value.frame;
+    view.moved = false;
     view.layer = null;
     view.probe = null;
     view.pinned = false;
@@ -100,13 +101,34 @@ function render() {
     }
     updateCard(view.cards.get(column.label), column);
   }
+  setText($(".sd-verdict"), value.verdict || "");
+  $(".sd-verdict").hidden = !value.verdict;
+  setText($(".sd-question"), value.question || "");
+  $(".sd-question").hidden = !value.question;
+  markStale();
   tick();
   loadSprite(value.clip);
   const pictures = value.run + "|" + value.columns.map((column) => (column.tokens ? column.label : "")).join("|");
+  if (!view.moved) view.frame = value.frame; // until a person moves, the most telling of what is there
   if (fresh || pictures !== view.key) {
     view.key = pictures;
     redraw();
+    if (fresh && value.play) playOnce();
   }
+}
+
+// What is shown was asked of other inputs than those that stand there now: said at once, and the columns step back. A
+// change of several inputs arrives in parts, so it is looked at when they are through.
+function markStale() {
+  clearTimeout(view.asks);
+  view.asks = setTimeout(() => {
+    const value = view.value;
+    const changed = value && value.phase !== "idle" ? window.sharpInputs.changed(value.asked) : [];
+    const names = [...new Set(changed.map((name) => STRINGS.inputs[name] || say("settings")))];
+    $(".sd").classList.toggle("sd-old", names.length > 0);
+    $(".sd-stale").hidden = !names.length;
+    if (names.length) setText($(".sd-stale"), say("stale", { question: value.question, names: names.join(", ") }));
+  }, 100);
 }
 
 // Seconds since the message last changed, so that a long stage is seen to go on. Not announced: one line a second.
@@ -140,6 +162,8 @@ function label() {
   $(".sd-modes legend").textContent = say("show");
   $(".sd-legend").setAttribute("aria-label", say("legend"));
   $(".sd-keys").textContent = say("keys");
+  $(".sd-help summary").setAttribute("aria-label", say("help"));
+  $(".sd-help summary").title = say("help");
   $(".sd-strip h3").textContent = say("strip_title");
   $(".sd-strip .sd-sub").textContent = say("strip_help");
   $(".sd-strip-rows").setAttribute("aria-label", say("strip_title"));
@@ -161,6 +185,7 @@ for (const radio of element.querySelectorAll(".sd-modes input")) {
 }
 window.addEventListener("keydown", onKey);
 for (const type of ["play", "timeupdate", "seeked"]) document.addEventListener(type, onClip, true);
+window.addEventListener("sharp:inputs", markStale);
 window.addEventListener("sharp:picture", () => $(".sd-bar").offsetParent && savePicture());
 setInterval(() => {
   for (const parts of view.cards.values()) if (parts.column.status === "running") setText(parts.status, statusText(parts));

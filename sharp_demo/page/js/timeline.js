@@ -17,7 +17,7 @@ function drawTimeline() {
   for (const parts of view.cards.values()) {
     const { tokens, label, color } = parts.column;
     if (tokens && tokens.segments.length)
-      addTrack(host, say("segments", { label, count: tokens.segments.length }), tokens.segments, count, color, "");
+      addTrack(host, say(tokens.segments.length > 1 ? "segments" : "segment", { label, count: tokens.segments.length }), tokens.segments, count, color, "");
   }
 }
 

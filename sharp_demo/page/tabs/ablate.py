@@ -80,7 +80,7 @@ class Ablate(Mode):
         return ablation_request(self.runs.inputs.request({**values, "methods": ["vanilla"]}), plan, sharp.options)
 
     def live(self, board: Board) -> Updates:
-        value = board.value()
+        value = {**board.value(), "asked": None, "verdict": ""}  # the table says both
         for column in value["columns"]:
             column["note"] = ""  # the table above says which switches are on
         return {**super().live(board), self.columns: value}

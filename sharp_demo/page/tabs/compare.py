@@ -14,6 +14,7 @@ from gradio.exceptions import Error
 from sharp_demo import strings
 from sharp_demo.page.board import Board
 from sharp_demo.page.components import component, token_columns
+from sharp_demo.page.examples import example_of
 from sharp_demo.page.inputs import Values
 from sharp_demo.page.runs import HIDDEN, MODEL, Controls, Finished, Mode, Runs, Updates, problem_of, public
 from sharp_demo.records import Request, Result
@@ -39,7 +40,7 @@ class Compare(Mode):
     def __init__(self, runs: Runs, controls: Controls) -> None:
         self.runs, self.controls = runs, controls
         self.status = token_columns(Board.idle(runs.settings.methods).value(), elem_id="columns")
-        with gr.Column(visible=False) as self.section:
+        with gr.Column(visible=False, elem_id="charts") as self.section:
             gr.Markdown(strings.SPEED_HELP)
             speed = ChartRow(0)
             gr.Markdown(strings.ATTENTION_HELP)
@@ -65,6 +66,7 @@ class Compare(Mode):
     def board(self, request: Request) -> Board:
         board = Board.waiting(request)
         board.evidence = self.runs.inputs.evidence(request)
+        board.own = example_of(self.runs.inputs.examples, request.video) is None
         return board
 
     def told(self, board: Board) -> dict[str, Any]:
@@ -83,7 +85,6 @@ class Compare(Mode):
     def stored(self, board: Board, session: str | None) -> Updates:
         """Return the updates that show a run which ended before."""
         self.runs.keep(board, session)
-        self.runs.store_sprite(board, session)
         return {**self.live(board), **self.results(board), **self.controls.when("idle")}
 
     # -- what is done with a run that has ended ------------------------------------------------------------------
