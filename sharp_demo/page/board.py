@@ -50,6 +50,7 @@ from sharp_demo.views.summary import (
     baseline_of,
     differing_words,
     figures_of,
+    race_of,
     same_answer,
     words,
 )
@@ -252,6 +253,7 @@ class Board:
                     "note": self._note(column),
                     **comparison_with(column.result, baseline),
                     "figures": self._figures(column, baseline),
+                    "race": race_of(column.result) if self.over and column.result else [],
                     "tokens": column.picture(self.layout),
                 }
                 for column in self.columns

@@ -70,7 +70,7 @@ def build_ui(engine: AnyEngine, settings: Settings) -> gr.Blocks:
         with gr.Accordion(strings.ABOUT_TITLE, open=False, elem_id="about"):
             gr.Markdown(strings.about(described()))
         with gr.Accordion(strings.CITE, open=False, elem_id="cite"):
-            gr.Code(strings.CITATION, language=None, show_label=False, lines=7)
+            gr.Markdown(f"```bibtex\n{strings.CITATION}\n```")
         with gr.Accordion(strings.API, open=False, elem_id="api"):
             api_text = gr.Markdown()
         gallery = Gallery(runs, compare)

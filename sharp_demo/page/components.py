@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 # The modules of a component's script in their order; where none are named, the file of its own name.
 SCRIPTS: dict[str, tuple[str, ...]] = {
     "theatre": (
-        *("core", "painter", "cards", "layers", "pointer", "timeline", "filmstrip", "playback", "picture"),
+        *("core", "painter", "cards", "layers", "pointer", "timeline", "filmstrip", "playback", "race", "picture"),
         "theatre",
     ),
     "walk": ("core", "walk"),

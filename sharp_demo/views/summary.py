@@ -165,6 +165,16 @@ def _tower(result: Result) -> dict[str, str]:
     return {"tower": f"{format_flops(paper)} / {format_flops(exact)}"}
 
 
+def race_of(result: Result) -> list[tuple[str, float]]:
+    """Return the measured parts of the time to the first token, in milliseconds, in the order in which they ran.
+
+    Names: read (the video), see (vision tower), prefill. Their sum is `latency_ms.first_token`.
+    """
+    latency = result.latency_ms
+    seeing = latency.before_prefill - latency.decode_video
+    return [("read", latency.decode_video), ("see", seeing), ("prefill", latency.prefill)]
+
+
 def words(text: str) -> list[str]:
     """Return the words of an answer as they are compared: without case and outer punctuation."""
     return [bare for word in text.split() if (bare := re.sub(r"^\W+|\W+$", "", word.casefold()))]

@@ -425,6 +425,16 @@ def test_the_page_opens_with_a_result_and_its_verdict(watched, server):
         key, picture = (page.locator(f"#columns {name}").first.bounding_box() for name in (".sd-key", ".sd-canvas"))
         assert key["y"] + key["height"] <= picture["y"], "figures stand above the picture"
 
+    page.locator("#columns .sd-race-go").click()
+    ends = page.locator("#columns .sd-race-end")
+    expect(ends.first).to_contain_text("first token after", timeout=10_000)
+    raced = [int(re.search(r"\d+", text)[0]) for text in ends.all_inner_texts()]
+    widths = page.locator("#columns .sd-race-bar").evaluate_all(
+        "all => all.map(bar => [...bar.children].reduce((sum, part) => sum + parseFloat(part.style.width), 0))"
+    )
+    assert max(raced) == raced[0], "vanilla fills the longest bar"
+    assert [round(100 * ms / raced[0]) for ms in raced] == [round(width) for width in widths]
+
     page.set_viewport_size({"width": 1280, "height": 720})
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("f")
@@ -468,6 +478,7 @@ def test_by_keyboard_from_an_example_to_scrubbing(watched, server):
     page.wait_for_function("document.querySelector('#run').disabled")
     page.wait_for_function(ENDED, timeout=RUN_MS)
     page.wait_for_selector(".sd-canvas")
+    expect(page.locator("#run")).to_be_focused()
     tab_to(".sd-frame")
     start = int(re.search(r"frame (\d+) of", labels(page)[0])[1])  # where the evidence is
     key, there = ("ArrowLeft", start - 2) if start > 2 else ("ArrowRight", start + 2)

@@ -137,6 +137,14 @@ def test_attention_by_layer_shows_one_layer_at_a_time():
     assert figures.attention_by_layer(maps, layer=99).data[0].y == tuple(layers[2])
 
 
+def test_a_race_replays_the_first_token_and_nothing_else(results):
+    for result in results:
+        parts = dict(summary.race_of(result))
+        assert list(parts) == ["read", "see", "prefill"]
+        assert parts["prefill"] == result.latency_ms.prefill
+        assert sum(parts.values()) == pytest.approx(result.latency_ms.first_token)
+
+
 def test_charts_are_basic_and_transparent(results):
     charts = [
         figures.latency_bars(results),

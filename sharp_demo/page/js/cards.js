@@ -27,8 +27,10 @@ function buildCard(column) {
   const fold = make("details", "sd-more");
   fold.append(make("summary", "", say("more")), more);
   fold.hidden = true;
-  card.append(head, answer, badge, sure, key, picture, fold, note);
-  const parts = { card, status, badge, answer, sure, note, noteHead, noteBody, picture, canvas, probe, key, more, fold, column,
+  const lane = make("div", "sd-race");
+  lane.hidden = true;
+  card.append(head, answer, badge, sure, key, lane, picture, fold, note);
+  const parts = { card, status, badge, answer, sure, note, noteHead, noteBody, picture, canvas, probe, key, more, fold, race: lane, column,
     since: 0, mask: null, left: null, shown: null, counts: [], scores: {}, ranks: null, absorbed: new Map(), signature: "", source: null };
   canvas.addEventListener("pointermove", (event) => !view.pinned && pointAt(parts, cellAt(parts, event)));
   canvas.addEventListener("pointerleave", () => !view.pinned && pointAt(parts, null));

@@ -2,7 +2,7 @@
 // writes with textContent or on canvas, because Gradio expands values inside a template as code.
 const $ = (selector, root = element) => root.querySelector(selector);
 const view = { value: null, frame: 0, layer: null, mode: "kept", image: null, src: null, timer: null, cards: new Map(), key: "",
-  probe: null, pinned: false, moved: false, asks: null, thumb: 0, clipSource: "", changed: 0 };
+  probe: null, pinned: false, moved: false, asks: null, race: 0, timed: "", keyed: false, thumb: 0, clipSource: "", changed: 0 };
 
 function drawLegend() {
   const list = $(".sd-legend");
@@ -72,6 +72,8 @@ function render() {
   if (!value) return;
   const fresh = !view.value || view.value.run !== value.run;
   view.value = value;
+  const over = !["waiting", "running"].includes(value.phase);
+  if (over && $(".sd").dataset.phase !== value.phase) focusRun();
   if ($(".sd-message").textContent !== value.message) view.changed = performance.now();
   setText($(".sd-message"), value.message);
   $(".sd-status").dataset.phase = value.phase;
@@ -102,10 +104,14 @@ function render() {
     updateCard(view.cards.get(column.label), column);
   }
   setText($(".sd-verdict"), value.verdict || "");
-  $(".sd-verdict").hidden = !value.verdict;
   setText($(".sd-question"), value.question || "");
   $(".sd-question").hidden = !value.question;
   markStale();
+  const timed = value.run + value.phase;
+  if (timed !== view.timed) {
+    view.timed = timed;
+    endRace();
+  }
   tick();
   loadSprite(value.clip);
   const pictures = value.run + "|" + value.columns.map((column) => (column.tokens ? column.label : "")).join("|");
@@ -129,6 +135,14 @@ function markStale() {
     $(".sd-stale").hidden = !names.length;
     if (names.length) setText($(".sd-stale"), say("stale", { question: value.question, names: names.join(", ") }));
   }, 100);
+}
+
+// A button that is switched off loses the focus: who pressed Run or Stop by keyboard finds it on Run again. A mouse's
+// press leaves the keys to the frames.
+function focusRun() {
+  if (view.keyed && document.activeElement === document.body)
+    requestAnimationFrame(() => document.querySelector("#run")?.focus({ preventScroll: true }));
+  view.keyed = false;
 }
 
 // Seconds since the message last changed, so that a long stage is seen to go on. Not announced: one line a second.
@@ -162,6 +176,8 @@ function label() {
   $(".sd-modes legend").textContent = say("show");
   $(".sd-legend").setAttribute("aria-label", say("legend"));
   $(".sd-keys").textContent = say("keys");
+  $(".sd-race-go").textContent = say("race");
+  $(".sd-race-go").title = say("race_help");
   $(".sd-help summary").setAttribute("aria-label", say("help"));
   $(".sd-help summary").title = say("help");
   $(".sd-strip h3").textContent = say("strip_title");
@@ -173,6 +189,7 @@ function label() {
 
 label();
 $(".sd-play").addEventListener("click", toggle);
+$(".sd-race-go").addEventListener("click", race);
 $(".sd-frame").addEventListener("input", (event) => scrub(Number(event.target.value)));
 $(".sd-layer").addEventListener("input", (event) => setLayer(Number(event.target.value)));
 const group = "sd-mode-" + Math.random().toString(36).slice(2);
@@ -186,6 +203,9 @@ for (const radio of element.querySelectorAll(".sd-modes input")) {
 window.addEventListener("keydown", onKey);
 for (const type of ["play", "timeupdate", "seeked"]) document.addEventListener(type, onClip, true);
 window.addEventListener("sharp:inputs", markStale);
+document.addEventListener("click", (event) => {
+  if (event.target.closest?.("#run, #stop")) view.keyed = event.detail === 0;
+}, true);
 window.addEventListener("sharp:picture", () => $(".sd-bar").offsetParent && savePicture());
 setInterval(() => {
   for (const parts of view.cards.values()) if (parts.column.status === "running") setText(parts.status, statusText(parts));
