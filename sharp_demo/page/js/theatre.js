@@ -140,9 +140,12 @@ function markStale() {
 // A button that is switched off loses the focus: who pressed Run or Stop by keyboard finds it on Run again. A mouse's
 // press leaves the keys to the frames.
 function focusRun() {
-  if (view.keyed && document.activeElement === document.body)
-    requestAnimationFrame(() => document.querySelector("#run")?.focus({ preventScroll: true }));
+  if (!view.keyed) return;
   view.keyed = false;
+  setTimeout(() => { // when the button is on again
+    const now = document.activeElement;
+    if (now === document.body || now.closest("#run, #stop")) document.querySelector("#run")?.focus({ preventScroll: true });
+  }, 150);
 }
 
 // Seconds since the message last changed, so that a long stage is seen to go on. Not announced: one line a second.
