@@ -12,7 +12,7 @@ import pytest
 from sharp_demo.page.components import HERE, SCRIPTS
 from tests.page.test_browser import browser  # noqa: F401
 
-LOADED = {"plots", "plotcode", "address"}  # in the page's head, not in a component
+LOADED = {"plots", "plotcode", "address", "inputs", "stage"}  # in the page's head, not in a component
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,28 @@ def test_lines_are_wrapped_at_blanks_and_long_words_are_cut(scripts):
     assert all(len(line) <= 10 for line in wrapped)
     assert "".join(wrapped) == "one two three " + "x" * 23
     assert wrapped[0] == "one two "
+
+
+ASKED = {"video": f"{'a' * 64}/a.mp4", "question": "Q", "methods": ["x", "y"], "retention": 20, "sharp.penalty": 1}
+NOW = {"video": {"path": "clips/a.mp4"}, "question": " Q ", "methods": ["y", "x"], "retention": 20, "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("now", "changed"),
+    [
+        ({}, []),
+        ({"video": {"path": f"uploads/{'a' * 64}/a.mp4"}, "sharp.penalty": 1.0}, []),
+        ({"video": {"path": f"uploads/{'b' * 64}/a.mp4"}}, ["video"]),
+        ({"video": None, "question": ""}, ["video", "question"]),
+        ({"methods": ["x"], "retention": 19}, ["methods", "retention"]),
+        ({"sharp.penalty": 0.5}, ["sharp.penalty"]),
+    ],
+)
+def test_inputs_that_no_longer_say_what_was_asked_are_named(scripts, now, changed):
+    tell = (
+        f"((window) => {{ {module('inputs')}\nwindow.sharpInputs.now = given[1]; return window.sharpInputs; }})({{}})"
+    )
+    assert scripts(f"{tell}.changed(given[0])", ASKED, {**NOW, **now}) == changed
 
 
 @pytest.mark.parametrize("component", SCRIPTS)

@@ -129,7 +129,7 @@ function markStale() {
   clearTimeout(view.asks);
   view.asks = setTimeout(() => {
     const value = view.value;
-    const changed = value && value.phase !== "idle" ? window.sharpInputs.changed(value.asked) : [];
+    const changed = value && value.phase !== "idle" ? window.sharpInputs?.changed(value.asked) ?? [] : [];
     const names = [...new Set(changed.map((name) => STRINGS.inputs[name] || say("settings")))];
     $(".sd").classList.toggle("sd-old", names.length > 0);
     $(".sd-stale").hidden = !names.length;
