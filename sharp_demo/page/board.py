@@ -99,7 +99,7 @@ class Board:
     layout: Layout | None = None
     stored: bool = False  # computed before, and not for this visitor
     own: bool = False  # the visitor's own clip, and no example
-    play: bool = False  # the frames, through once, as soon as they are there
+    opening: bool = False  # what the page opens with: gives way to all that a visitor asked for
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -238,7 +238,8 @@ class Board:
             "evidence": [vars(one) for one in self.evidence],
             "clip": clip,
             "frame": telling_frame(self.results, self._shown, self.evidence) if clip and self._shown else 0,
-            "play": self.play,
+            "play": self.stored and not self.opening,  # the frames, through once
+            "opening": self.opening,
             "verdict": verdict(self.results, self.missing, knows_little=self._foreign) if self.over else "",
             "asked": asked(self.request) if self.request else None,
             "columns": [

@@ -87,7 +87,7 @@ def build_ui(engine: AnyEngine, settings: Settings) -> gr.Blocks:
             base = get_root_url(request.request, request.request.url.path, page.root_path)
             text = api_markdown(page.get_api_info(), base.rstrip("/"))
             # The page holds the first example from the start; a link says all that it wants there.
-            first = {} if values or wrong else gallery.result(0, request.session_hash)
+            first = {} if values or wrong else gallery.opening(request.session_hash)
             values = {"video": None, "question": "", **values} if values or wrong else {}
             given = {inputs.controls[name]: value for name, value in values.items()}
             return {**first, **given, **mode, api_text: text}

@@ -18,6 +18,7 @@ CAPACITY = 1024  # the page that was quiet the longest is forgotten; its files g
 class Visit:
     """One page. `waiting`: its comparison is in the queue; `stopping`: Stop was pressed, maybe before the run began.
 
+    `chosen`: its visitor picked an example or pressed Run, so that what a page opens with comes too late.
     `client` is the address that it came from, `files` are those that it uploaded or that were made for it.
     """
 
@@ -25,6 +26,7 @@ class Visit:
     waiting: bool = False
     running: bool = False
     stopping: bool = False
+    chosen: bool = False
     files: set[Path] = field(default_factory=set)
     pressed: float = -math.inf  # when Run was, by the monotonic clock
     _pressing: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -35,7 +37,7 @@ class Visit:
             now = time.monotonic()
             if (self.waiting or self.running) and now - self.pressed < TWICE_S:
                 return False
-            self.pressed, self.waiting = now, True
+            self.pressed, self.waiting, self.chosen = now, True, True
             return True
 
     def begin(self) -> None:

@@ -71,6 +71,7 @@ function render() {
   const value = props.value;
   if (!value) return;
   const fresh = !view.value || view.value.run !== value.run;
+  if (value.opening && fresh && view.value && view.value.phase !== "idle") return; // a visitor was faster
   view.value = value;
   const over = !["waiting", "running"].includes(value.phase);
   if (over && $(".sd").dataset.phase !== value.phase) focusRun();

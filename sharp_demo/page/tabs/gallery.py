@@ -40,18 +40,23 @@ class Gallery:
 
     def show(self, index: int, session: str | None) -> Updates:
         """Return the updates for an example: clip, question and stored result, whose frames play through once."""
-        return {**self.runs.inputs.choose(self.examples[index]), **self.result(index, session, play=True)}
+        self.runs.visits.of(session).chosen = True
+        return {**self.runs.inputs.choose(self.examples[index]), **self._result(index, session, opening=False)}
 
-    def result(self, index: int, session: str | None, *, play: bool = False) -> Updates:
-        """Return the updates for an example's stored result alone; nothing where there is none."""
+    def opening(self, session: str | None) -> Updates:
+        """Return the updates for the first example's stored result alone, whose clip and question stand there."""
+        return self._result(0, session, opening=True)
+
+    def _result(self, index: int, session: str | None, *, opening: bool) -> Updates:
+        """Return the updates for a stored result; nothing where there is none, or where a visitor was faster."""
         if index >= len(self.examples):
             return {}
         example = self.examples[index]
         stored = self._stored(index, example)
-        if stored is None:
+        if stored is None or (opening and self.runs.visits.of(session).chosen):
             return {}
         board = stored.board(example)
-        board.play = play
+        board.opening = opening
         return self.compare.stored(board, session)
 
     def _stored(self, index: int, example: Example) -> Stored | None:
