@@ -23,7 +23,7 @@ from sharp_demo.page.api import Api
 from sharp_demo.page.api_examples import NAME, api_markdown
 from sharp_demo.page.components import HERE, example_row, plain_text, plot_code
 from sharp_demo.page.controls import KNOBS
-from sharp_demo.page.examples import Example
+from sharp_demo.page.examples import Example, example_of
 from sharp_demo.page.menu import described, group_css
 from sharp_demo.page.runs import HIDDEN, KEEP_S, Controls, Runs, Updates
 from sharp_demo.page.tabs import build_tabs
@@ -31,7 +31,7 @@ from sharp_demo.page.tabs.gallery import Gallery
 from sharp_demo.page.tabs.kiosk import KIOSK_CSS, KIOSK_TYPE_CSS, build_kiosk
 from sharp_demo.page.theme import CSS, make_theme
 from sharp_demo.pruning.registry import method_class
-from sharp_demo.settings import Settings
+from sharp_demo.settings import EMBEDDED, Settings
 from sharp_demo.web.calls import Calls, parameters_of, refuse_odd_values
 from sharp_demo.web.health import Health, leaving_when_lost
 from sharp_demo.web.queue import LastPlaces, PageQueue
@@ -205,22 +205,25 @@ def _inputs(runs: Runs) -> Controls:
         for name in ("frames", "max_new_tokens", "seed", *(f"{method}.{knob}" for method, knob in KNOBS)):
             place(name)
 
-    def check_upload(path: str | None, caller: gr.Request) -> str:
-        return clip_text(runs, path, caller.session_hash)
+    def check_upload(path: str | None, model: str | None, caller: gr.Request) -> str:
+        return clip_text(runs, path, caller.session_hash, model)
 
-    video.change(check_upload, video, clip_line, queue=False, **HIDDEN)
+    asked = [video, runs.inputs.controls["model"]]
+    gr.on([one.change for one in asked], check_upload, asked, clip_line, queue=False, **HIDDEN)
     return controls
 
 
-def clip_text(runs: Runs, path: str | None, session: str | None) -> str:
-    """Return one line on the uploaded clip, or what is wrong with it."""
+def clip_text(runs: Runs, path: str | None, session: str | None, model: str | None = None) -> str:
+    """Return one line on the uploaded clip, or what is wrong with it; and whether `model` knows nothing of its kind."""
     if not path:
         return strings.limits(runs.settings)
     runs.visits.of(session).files.add(Path(path))
     if not runs.checks.acquire(timeout=CHECK_WAIT_S):
         return strings.CHECK_BUSY
     try:
-        return strings.clip_line(runs.engine.probe(path))
+        line = strings.clip_line(runs.engine.probe(path))
+        own = model in EMBEDDED and example_of(runs.inputs.examples, path) is None
+        return f"{line}. {strings.VERDICT['foreign']}" if own else line
     except InputError as error:
         return strings.sentence(str(error))
     finally:

@@ -398,6 +398,7 @@ def test_another_clip_does_not_move_the_columns_and_marks_them_as_earlier(watche
     page.evaluate(f"{film}.currentTime = 1.5")
     page.wait_for_function(f"!{film}.seeking && {film}.currentTime > 1")
     expect(stale).to_contain_text("Changed since: the clip.")
+    expect(page.locator("#clip-line")).to_contain_text("knows only drawn shapes")
     assert page.evaluate(frame) == 5, "the columns are about the first clip"
     ask(page, "What moves?")
     assert run(page) == "done"
