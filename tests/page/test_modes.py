@@ -210,7 +210,7 @@ def test_every_mode_fits_every_screen(browser, server, width, scheme):  # noqa: 
             """() => [...document.querySelectorAll('main *')].filter((node) => {
                 const box = node.getBoundingClientRect();
                 return box.width > 0 && box.right > innerWidth + 1
-                  && !node.closest('.sd-strip-rows, #examples, .md-scroll');
+                  && !node.closest('.sd-strip-rows, .sd-cards, .charts, #examples, .md-scroll');
             }).map((node) => node.className)"""
         )
         assert not wide, (title, wide)
