@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.paper.runs import MethodRun, write_runs
+from lab.paper.store import PATTERN
 from sharp_demo.errors import InputError, SharpError
 from sharp_demo.settings import ROOT, environment_with
 
@@ -58,7 +59,16 @@ class Job:
         return [run for run in self.runs if not run.maps]
 
     def scores_of(self, run: MethodRun) -> Path:
-        return self.folder / "scores" / f"{run.label}-{run.identity}"
+        return self.folder / "scores" / str(self.limit or "all") / f"{run.label}-{run.identity}"
+
+    def is_scored(self, run: MethodRun) -> bool:
+        """Whether every task was scored after the last answer came: a killed run goes on with what is missing."""
+        answers = [path.stat().st_mtime for path in self.store.glob(PATTERN)]
+        try:
+            files = score_files(self, run).values()
+        except HarnessError:
+            return False
+        return bool(answers) and min(path.stat().st_mtime for path in files) > max(answers)
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,8 @@ def lmms_python(root: Path = ROOT) -> Path:
 
 def run_job(job: Job, python: Path | None = None, **variables: str) -> None:
     """Ask what the store lacks and score every run. Raises HarnessError where anything is missing afterwards."""
+    if not job.shard and all(job.is_scored(run) for run in job.runs if not run.maps):
+        return
     config = write_config(job)
     settings = {**(OFFLINE if job.offline else {}), **({"SHARP_THREADS": str(job.threads)} if job.threads else {})}
     command = [str(python or lmms_python()), "-m", "lmms_eval", "--config", str(config), "--verbosity", "WARNING"]
@@ -96,12 +108,15 @@ def run_job(job: Job, python: Path | None = None, **variables: str) -> None:
 
 
 def write_config(job: Job) -> Path:
-    """Write lmms-eval's configuration: one entry a run; the first asks all questions, the others read the answers."""
+    """Write lmms-eval's configuration: one entry a run that is not scored.
+
+    The first asks all questions with all runs, the others read the answers.
+    """
     job.folder.mkdir(parents=True, exist_ok=True)
     runs = job.folder / "runs.json"
     write_runs(runs, job.runs)
     entries: list[dict[str, Any]] = []
-    for run in job.answering[: 1 if job.shard else None]:
+    for run in job.answering[:1] if job.shard else [run for run in job.answering if not job.is_scored(run)]:
         arguments: Mapping[str, Any] = {
             "model": job.model,
             "runs": runs,
@@ -127,8 +142,8 @@ def write_config(job: Job) -> Path:
     return path
 
 
-def read_scores(job: Job, run: MethodRun) -> list[Score]:
-    """Return the newest scores of a run, of every task. Raises HarnessError where lmms-eval wrote none."""
+def score_files(job: Job, run: MethodRun) -> dict[str, Path]:
+    """Return the newest file of scores of every task, sub-tasks too. Raises HarnessError where lmms-eval wrote none."""
     files: dict[str, Path] = {}
     for path in sorted(job.scores_of(run).rglob("*_samples_*.jsonl")):  # their names begin with the time
         files[path.stem.partition("_samples_")[2]] = path
@@ -140,9 +155,14 @@ def read_scores(job: Job, run: MethodRun) -> list[Score]:
     missing = [task for task in job.tasks if not any(name == task or name.startswith(f"{task}_") for name in found)]
     if missing:
         raise HarnessError(f"lmms-eval scored no question of {', '.join(missing)} with {run.label}")
+    return found
+
+
+def read_scores(job: Job, run: MethodRun) -> list[Score]:
+    """Return the newest scores of a run, of every task. Raises HarnessError where lmms-eval wrote none."""
     return [
         score_of(name, json.loads(line))
-        for name, path in found.items()
+        for name, path in score_files(job, run).items()
         for line in path.read_text("utf-8").splitlines()
     ]
 

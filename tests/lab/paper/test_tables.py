@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -196,9 +197,21 @@ def finished_job(folder: Path) -> Job:
     return job
 
 
+def test_a_second_call_scores_what_is_missing_or_out_of_date(tmp_path: Path) -> None:
+    job = finished_job(tmp_path)
+    answers, (scores,) = job.store / "answers.jsonl", job.scores_of(job.runs[0]).rglob("*.jsonl")
+    os.utime(answers, (1, 1))
+    assert [job.is_scored(run) for run in job.answering] == [True, True]
+    assert not replace(job, limit=9).is_scored(job.runs[0])
+    os.utime(answers, (9, 9))
+    os.utime(scores, (8, 8))
+    (entry,) = json.loads(write_config(job).read_text())
+    assert "report=vanilla" in entry["model_args"]
+
+
 def test_a_finished_job_becomes_a_page(tmp_path: Path) -> None:
     job = finished_job(tmp_path)
-    entries = json.loads(write_config(job).read_text())
+    entries = json.loads(write_config(replace(job, limit=None)).read_text())
     assert [entry["model_args"].split(",")[2] for entry in entries] == ["report=vanilla", "report=sharp"]
     assert read_runs(tmp_path / "runs.json") == job.runs
     one = replace(table("figure2"), rows=tuple(replace(table("figure2").rows[0], run=run) for run in job.runs))
