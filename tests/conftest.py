@@ -15,6 +15,7 @@ from sharp_demo.backbones.tiny import TinyShape, write_checkpoint
 from sharp_demo.settings import Settings
 
 pytest_plugins = ["tests.serving"]
+USUAL = ("llava-onevision", "qwen2-vl")  # families of the embedded models
 MEASURED = pytest.StashKey[list[dict[str, str]]]()
 
 
@@ -115,7 +116,15 @@ def tiny_qwen(tiny_of: Callable[[str], Backbone]) -> Backbone:
     return tiny_of("qwen2-vl")
 
 
-@pytest.fixture(params=[family.name for family in FAMILIES])
+@pytest.fixture(scope="session")
+def tiny_smol(tiny_of: Callable[[str], Backbone]) -> Backbone:
+    """SmolVLM2, 9 tokens a frame (3 x 3, joined from 6 x 6), with a time before each frame."""
+    return tiny_of("smolvlm2")
+
+
+@pytest.fixture(
+    params=[pytest.param(one.name, marks=pytest.mark.full if one.name not in USUAL else ()) for one in FAMILIES]
+)
 def tiny(request: pytest.FixtureRequest, tiny_of: Callable[[str], Backbone]) -> Backbone:
-    """One of each family in turn."""
+    """One of each family in turn; the quick tests take two of them where the matrix has all."""
     return tiny_of(request.param)

@@ -303,15 +303,26 @@ def test_paper_rows_are_the_printed_ones() -> None:
             assert row.retention * row.tokens == pytest.approx(kept)
 
 
+TIED = ("llava-onevision-0.5b", "qwen2-vl-2b")
+DECODERS = {  # Qwen2 and SmolLM2 (with embeddings of its own on both sides), in billions
+    "llava-onevision-0.5b": 0.494,
+    "llava-onevision-7b": 7.61,
+    "qwen2-vl-2b": 1.54,
+    "qwen2-vl-7b": 7.61,
+    "smolvlm2-256m": 0.1635,
+    "smolvlm2-500m": 0.4088,
+    "smolvlm2-2.2b": 1.814,
+}
+
+
 @pytest.mark.parametrize("name", published_models())
 def test_published_parameter_counts(name: str) -> None:
-    """Decoder weights alone, in billions, without biases and norms: the well-known Qwen2 sizes."""
+    """Decoder weights alone, in billions, without biases and norms: the well-known sizes."""
     s = shape_named(name)
     per_layer_weights = s.hidden * (2 * s.query_width + 2 * s.key_width + 3 * s.intermediate)
-    tied = name in ("llava-onevision-0.5b", "qwen2-vl-2b")
+    tied = name in TIED
     total = s.layers * per_layer_weights + s.vocab * s.hidden * (1 if tied else 2)
-    known = {"llava-onevision-0.5b": 0.494, "llava-onevision-7b": 7.61, "qwen2-vl-2b": 1.54, "qwen2-vl-7b": 7.61}
-    assert total / 1e9 == pytest.approx(known[name], rel=0.01)
+    assert total / 1e9 == pytest.approx(DECODERS[name], rel=0.01)
 
 
 def ov7b(frames: int = 32, encoded: int = 32) -> Prompted:

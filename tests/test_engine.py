@@ -47,6 +47,7 @@ from sharp_demo.settings import Settings
 from sharp_demo.video import Reader
 from sharp_demo.video.digest import file_digest
 from sharp_demo.views.summary import figures_of, flops_ratio
+from tests.conftest import USUAL
 from tests.pruning.prompts import Prompt, greedy
 from tests.video.clips import write_clip
 
@@ -69,7 +70,9 @@ def engine(cpu_settings: Settings, tiny_llava_folder: Path) -> Engine:
     return Engine(cpu_settings.model_copy(update={"model": str(tiny_llava_folder)}))
 
 
-@pytest.fixture(params=[family.name for family in FAMILIES])
+@pytest.fixture(
+    params=[pytest.param(one.name, marks=pytest.mark.full if one.name not in USUAL else ()) for one in FAMILIES]
+)
 def request_for(request: pytest.FixtureRequest, video: str, tiny_folder_of: Callable[[str], Path]) -> Request:
     folder = tiny_folder_of(request.param)
     return Request(video, "What color is the car?", FOUR, model=str(folder), frames=8, max_new_tokens=6)

@@ -1,11 +1,12 @@
 """Write tests/data/processor_goldens.json with transformers' own processors: the reference for ours.
 
 Needs an environment in which transformers' video processors work, so one with a torchvision that matches torch (the
-project itself does without). `python tools/make_processor_goldens.py`.
+project itself does without) and, for SmolVLM, num2words. `python tools/make_processor_goldens.py`.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import sys
@@ -25,7 +26,12 @@ import_torchvision()
 import torchvision  # noqa: E402
 import transformers  # noqa: E402
 from frames import golden_frames  # noqa: E402
-from transformers import AutoProcessor, LlavaOnevisionVideoProcessor, Qwen2VLVideoProcessor  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoProcessor,
+    LlavaOnevisionVideoProcessor,
+    Qwen2VLVideoProcessor,
+    SmolVLMVideoProcessor,
+)
 
 from sharp_demo.backbones.tiny import TinyShape, write_checkpoint  # noqa: E402
 
@@ -41,6 +47,14 @@ SIZES = {
 }
 SIGLIP = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 384, "width": 384}, "resample": 3}
 QWEN = {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
+SMOL = {
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "resample": 1,
+    "size": {"longest_edge": 2048},
+    "max_image_size": {"longest_edge": 512},
+    "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 512}},
+}
 # Preprocessor values and the sizes they are tried on: as published, class defaults, and variations of the file.
 CONFIGS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "llava-onevision published": ("llava-onevision", SIGLIP | {"rescale_factor": 0.00392156862745098}, list(SIZES)),
@@ -58,8 +72,25 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         {"size": {"shortest_edge": 1536, "longest_edge": 6144}, "patch_size": 8, "cap_pixels_per_frame": False},
         ["landscape", "portrait", "square"],
     ),
+    "smolvlm2 published": ("smolvlm2", SMOL, list(SIZES)),
+    "smolvlm2 without size": (
+        "smolvlm2",
+        {key: value for key, value in SMOL.items() if key != "size"},
+        ["landscape", "portrait", "tiny"],
+    ),
+    "smolvlm2 384": (
+        "smolvlm2",
+        SMOL | {"size": {"longest_edge": 1920}, "max_image_size": {"longest_edge": 384}},
+        ["landscape", "one frame", "long"],
+    ),
 }
-CLASSES = {"llava-onevision": LlavaOnevisionVideoProcessor, "qwen2-vl": Qwen2VLVideoProcessor}
+CLASSES = {
+    "llava-onevision": LlavaOnevisionVideoProcessor,
+    "qwen2-vl": Qwen2VLVideoProcessor,
+    "smolvlm2": SmolVLMVideoProcessor,
+}
+TIMED = ("smolvlm2",)  # their prompts say when a frame was taken
+STEP, FPS = 45, 30  # every 45th frame of a clip of 30 a second
 QUESTIONS = ["What is the person doing?", "Which letter?\nA. K\nB. M", "¿Qué hay en el vídeo? 你好"]
 
 
@@ -73,11 +104,11 @@ def describe(pixels: torch.Tensor) -> dict[str, Any]:
 def pixel_goldens() -> list[dict[str, Any]]:
     goldens = []
     for title, (family, values, sizes) in CONFIGS.items():
-        official = CLASSES[family](**values)
+        official = CLASSES[family](**copy.deepcopy(values))  # SmolVLM's writes into them
         for size in sizes:
             output = official(torch.from_numpy(golden_frames(*SIZES[size])).permute(0, 3, 1, 2), return_tensors="pt")
             golden = {"config": title, "family": family, "preprocessor": values, "case": size, "frames": SIZES[size]}
-            golden |= describe(output["pixel_values_videos"])
+            golden |= describe(output["pixel_values" if family == "smolvlm2" else "pixel_values_videos"])
             golden["grid"] = output["video_grid_thw"].tolist() if "video_grid_thw" in output else None
             goldens.append(golden)
     return goldens
@@ -86,7 +117,11 @@ def pixel_goldens() -> list[dict[str, Any]]:
 def official_dicts() -> list[dict[str, Any]]:
     """What `VideoPreprocessor.from_official` reads off each official object."""
     return [
-        {"family": family, "preprocessor": values, "to_dict": json.loads(CLASSES[family](**values).to_json_string())}
+        {
+            "family": family,
+            "preprocessor": values,
+            "to_dict": json.loads(CLASSES[family](**copy.deepcopy(values)).to_json_string()),
+        }
         for family, values, _ in CONFIGS.values()
     ]
 
@@ -104,10 +139,17 @@ def prompt_goldens() -> list[dict[str, Any]]:
                     text = official.apply_chat_template(
                         [{"role": "user", "content": content}], add_generation_prompt=True
                     )
-                    output = official(text=[text], videos=[video], return_tensors="pt")
+                    clip = {
+                        "fps": FPS,
+                        "total_num_frames": STEP * frames,
+                        "frames_indices": range(0, STEP * frames, STEP),
+                    }
+                    told = {"video_metadata": [clip]} if family in TIMED else {}
+                    output = official(text=[text], videos=[video], return_tensors="pt", **told)
                     kept = ("input_ids", "mm_token_type_ids", "attention_mask")
                     tensors = {key: output[key][0].tolist() for key in kept if key in output}
-                    goldens.append({"family": family, "question": question, "frames": frames, **tensors})
+                    times = {"times": [index / FPS for index in clip["frames_indices"]]} if told else {}
+                    goldens.append({"family": family, "question": question, "frames": frames, **times, **tensors})
     return goldens
 
 

@@ -159,8 +159,8 @@ def _stand_in_ids(text: str) -> list[int]:
 def make_prompt(subject: Subject, frames: int, content: Content, text_tokens: int = 40, seed: int = 0) -> Prompt:
     """A prompt of `frames` layout frames of clip-like embeddings and `text_tokens` other tokens.
 
-    The family's text in and behind the video is among the text tokens. Raises InputError when it alone is more than
-    `text_tokens`.
+    What the family writes behind the video is among the text tokens, what it writes between the frames is on top of
+    them. Raises InputError when `text_tokens` are too few.
     """
     config, family, model = subject.model.config, subject.family, subject.model
     sampled = frames * family.frames_per_token(config)
@@ -168,6 +168,8 @@ def make_prompt(subject: Subject, frames: int, content: Content, text_tokens: in
     video = family.video_ids(config, _stand_in_ids, sampled, grid)
     visual = family.placeholders(config, sampled, grid) - family.newlines
     prefix, inside = round(PREFIX_SHARE * text_tokens), len(video) - visual
+    if family.text_between:
+        text_tokens += inside
     suffix = text_tokens - prefix - inside
     if prefix < 1 or suffix < 2:
         raise InputError(f"text_tokens is {text_tokens}; it must be at least {5 + inside}")

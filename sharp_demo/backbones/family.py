@@ -84,7 +84,8 @@ class Family(ABC):
     text_between : there is text between the frames (`video_ids` writes it).
     renumbers : positions may be renumbered once tokens are gone.
     merge_similarity, merge_queries : FrameFusion's threshold, and the last text queries that it scores by.
-    chat_template, special_tokens : of small checkpoints.
+    chat_template, special_tokens, end_token : of small checkpoints.
+    writes_template : `chat_template` holds for every checkpoint, whose own template knows no video.
     small_tower : values of `vision_config` for a tower of one narrow layer, where only the decoder matters.
     """
 
@@ -105,6 +106,8 @@ class Family(ABC):
     merge_queries: ClassVar[int]
     chat_template: ClassVar[str]
     special_tokens: ClassVar[tuple[str, ...]]
+    end_token: ClassVar[str] = "<|im_end|>"
+    writes_template: ClassVar[bool] = False
     small_tower: ClassVar[Mapping[str, int]]
 
     # --- the prompt
@@ -146,6 +149,13 @@ class Family(ABC):
         `encode` turns text into ids without special tokens. `times` are the seconds of the frames, where known.
         """
         return [self.visual_token_id(config)] * self.placeholders(config, frames, grid)
+
+    def message_text(self, frames: int, times: Times | None = None) -> tuple[str, str]:
+        """Return the text right before and right behind the video in the message; none by default.
+
+        It becomes ids together with its neighbours, unlike what `video_ids` writes.
+        """
+        return "", ""
 
     def layout(self, config: PreTrainedConfig, input_ids: Tensor, video_grid_thw: Tensor | None = None) -> VisualLayout:
         """Find the visual tokens of the one video in a prompt.

@@ -31,7 +31,8 @@ else:
 Grid = list[list[int]]  # video_grid_thw: one [t, h, w] in patches per video
 
 TOKENS_PER_FRAME = 180  # visual tokens a layout frame at most, where frames keep their aspect: ShaRP Table 2, 16 x 180
-BICUBIC = 3
+LANCZOS, BICUBIC = 1, 3  # as Pillow numbers its filters
+FILTERS = {LANCZOS: "lanczos", BICUBIC: "bicubic"}
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -40,7 +41,6 @@ DEFAULTS: dict[str, Any] = {
     "image_mean": CLIP_MEAN,
     "image_std": CLIP_STD,
     "rescale_factor": 1 / 255,
-    "resample": BICUBIC,
 }
 
 
@@ -53,12 +53,14 @@ class VideoPreprocessor(ABC):
     official : transformers' class that this one equals.
     defaults : what that class assumes in addition to `DEFAULTS`.
     resizable : `sized` makes frames of another size, which the vision tower takes.
+    resample : the one filter it resizes with, by Pillow's number.
     image_mean, image_std, rescale_factor : per RGB channel, on pixel values times `rescale_factor`.
     """
 
     official: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]] = {}
     resizable: ClassVar[bool] = False
+    resample: ClassVar[int] = BICUBIC
 
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
@@ -92,9 +94,11 @@ class VideoPreprocessor(ABC):
 
         `tokens_per_frame` bounds the visual tokens of a layout frame where the size follows the video; None: no bound.
         """
-        merged = {**DEFAULTS, **cls.defaults, **{k: v for k, v in values.items() if v is not None}}
-        if merged["resample"] != BICUBIC:
-            raise ModelError(f"preprocessor: resample={merged['resample']} is not supported, only {BICUBIC} (bicubic)")
+        given = {key: value for key, value in values.items() if value is not None}
+        merged = {**DEFAULTS, "resample": cls.resample, **cls.defaults, **given}
+        if merged["resample"] != cls.resample:
+            only = f"{cls.resample} ({FILTERS[cls.resample]})"
+            raise ModelError(f"preprocessor: resample={merged['resample']} is not supported, only {only}")
         for step in ("do_resize", "do_rescale", "do_normalize"):
             if not merged.get(step, True):
                 raise ModelError(f"preprocessor: {step}=false is not supported")
@@ -135,10 +139,14 @@ class VideoPreprocessor(ABC):
     def pixels(self, frames: np.ndarray) -> dict[str, Tensor]:
         """Preprocess uint8 frames [T, H, W, 3] into what the vision tower takes, in float32."""
         x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).contiguous()
+        return self.from_resized(self.resize(x))
+
+    def resize(self, x: Tensor) -> Tensor:
+        """Return uint8 frames [T, 3, H, W] in the model's size."""
         size = self.resized(len(x), *x.shape[2:])
-        if size != tuple(x.shape[2:]):
-            x = F.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False)
-        return self.from_resized(x)
+        if size == tuple(x.shape[2:]):
+            return x
+        return F.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False)
 
     def from_resized(self, x: Tensor) -> dict[str, Tensor]:
         """Normalise and arrange uint8 frames [T, 3, h, w] that already have the model's size; returns as `pixels`."""

@@ -62,7 +62,7 @@ class Processor:
                 f"{folder}: the {family.name} config or tokenizer cannot be read: {one_line(error)}"
             ) from None
         video = family.preprocessor.from_folder(folder, tokens_per_frame)
-        template = _chat_template(folder, tokenizer)
+        template = family.chat_template if family.writes_template else _chat_template(folder, tokenizer)
         return cls(tokenizer, video, config, template, max_question_chars, max_visual_tokens)
 
     @property
@@ -109,7 +109,8 @@ class Processor:
             raise ModelError(
                 f"{frames} frames need {visual} visual tokens, over the limit of {self.max_visual_tokens}: use fewer"
             )
-        written = self._template_ids(clean_question(question, self.max_question_chars))
+        before, behind = family.message_text(frames, times)
+        written = self._template_ids(before, behind + clean_question(question, self.max_question_chars))
         ids = self._expand(written, family.video_ids(self.config, self._encode, frames, shape, times))
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         family.layout(self.config, ids, video_grid_thw)  # refuses a template that put the placeholders anywhere else
@@ -124,8 +125,10 @@ class Processor:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
-    def _template_ids(self, question: str) -> list[int]:
-        content = [{"type": "video"}, {"type": "text", "text": question}]
+    def _template_ids(self, before: str, behind: str) -> list[int]:
+        content = [{"type": "video"}, {"type": "text", "text": behind}]
+        if before:
+            content.insert(0, {"type": "text", "text": before})
         ids: list[int] = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}],
             chat_template=self.chat_template,

@@ -73,7 +73,7 @@ def write_checkpoint(
         model.load_state_dict(weights)
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
-    end, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
+    end, pad = ids[entry.end_token], ids["<|endoftext|>"]
     files = {
         "config.json": config,
         "chat_template.json": {"chat_template": entry.chat_template},

@@ -80,6 +80,6 @@ def test_raw_model_config_and_inputs_are_enough(tiny: Backbone) -> None:
     grid = tiny.processor.video.grid(5, 60, 80)
     inputs = tiny.processor.prompt("Why?", frames=5, grid=grid)
     layout = visual_layout(tiny.model.config, inputs["input_ids"], inputs.get("video_grid_thw"))
-    assert (inputs["input_ids"][0, layout.index] == tiny.model.config.video_token_id).all()
+    assert (inputs["input_ids"][0, layout.index] == tiny.processor.family.visual_token_id(tiny.model.config)).all()
     assert layout.frames == -(-5 // layout.frames_per_token)
     assert layout.length == inputs["input_ids"].shape[1]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from sharp_demo.backbones.families import family_named, family_of, visual_layout
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.backbones.processor import Processor, clean_question
+from sharp_demo.backbones.smolvlm2 import in_words
 from sharp_demo.errors import ModelError, QuestionError
 
 GOLDENS = json.loads((Path(__file__).parent.parent / "data" / "processor_goldens.json").read_text("utf-8"))
@@ -37,7 +39,7 @@ HOSTILE = [
 def test_pixels_equal_the_official_processor(golden: dict) -> None:
     video = family_named(golden["family"]).preprocessor.from_values(golden["preprocessor"])
     output = video.pixels(golden_frames(*golden["frames"]))
-    pixels = output["pixel_values_videos"]
+    (pixels,) = (value for key, value in output.items() if key.startswith("pixel_values"))
     assert pixels.dtype == torch.float32
     assert list(pixels.shape) == golden["shape"]
     assert video.grid(*golden["frames"]) == golden["grid"]
@@ -54,20 +56,55 @@ def test_pixels_equal_the_official_processor(golden: dict) -> None:
 @pytest.mark.parametrize(
     "golden", GOLDENS["prompts"], ids=lambda golden: f"{golden['family']}-{golden['question'][:8]}"
 )
-def test_prompt_ids_equal_the_official_processor(golden: dict, tiny_llava: Backbone, tiny_qwen: Backbone) -> None:
-    backbone = {tiny_llava.family: tiny_llava, tiny_qwen.family: tiny_qwen}[golden["family"]]
-    inputs = backbone.processor(golden_frames(golden["frames"], 60, 80), golden["question"])
+def test_prompt_ids_equal_the_official_processor(golden: dict, tiny_of: Callable[[str], Backbone]) -> None:
+    backbone = tiny_of(golden["family"])
+    inputs = backbone.processor(golden_frames(golden["frames"], 60, 80), golden["question"], golden.get("times"))
     for key in ("input_ids", "attention_mask", "mm_token_type_ids"):
         assert (key in inputs) == (key in golden)
         if key in golden:
             assert inputs[key][0].tolist() == golden[key], key
 
 
+def test_smolvlm_is_told_when_its_frames_were_taken(tiny_smol: Backbone) -> None:
+    inputs = tiny_smol.processor(golden_frames(3, 60, 80), "Why?", (0.5, 61.9, 3725.0))
+    text = tiny_smol.processor.tokenizer.decode(inputs["input_ids"][0]).replace("<image>" * 9, "<9>")
+    frame = "<fake_token_around_image><global-img><9><fake_token_around_image>"
+    assert text == (
+        "<|im_start|>User: You are provided the following series of three frames from a 1:02:05 [H:MM:SS] video.\n"
+        f"\nFrame from 00:00:{frame}\nFrame from 01:01:{frame}\nFrame from 62:05:{frame}"
+        "\n\nWhy?<end_of_utterance>\nAssistant:"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        *[(1, "one"), (8, "eight"), (13, "thirteen"), (20, "twenty"), (64, "sixty-four"), (90, "ninety")],
+        *[(100, "one hundred"), (128, "one hundred and twenty-eight"), (768, "seven hundred and sixty-eight")],
+    ],
+)
+def test_numbers_in_words(number: int, words: str) -> None:
+    """As num2words, which the official processor asks."""
+    assert in_words(number) == words
+
+
+def test_lanczos_without_torchs_is_two_grey_levels_away_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    video = family_named("smolvlm2").preprocessor.from_values({"size": {"longest_edge": 256}})
+    x = torch.from_numpy(golden_frames(2, 90, 160)).permute(0, 3, 1, 2).contiguous()
+    ours = video.resize(x)
+
+    def older(*args: object, **kwargs: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", older)
+    assert 0 < (video.resize(x).int() - ours.int()).abs().max() <= 4  # resized twice
+
+
 def test_prompt_is_the_call_without_pixels(tiny: Backbone) -> None:
     frames = golden_frames(5, 60, 80)
     whole = tiny.processor(frames, "What happens?")
     prompt = tiny.processor.prompt("What happens?", frames=5, grid=tiny.processor.video.grid(*frames.shape[:3]))
-    assert whole.keys() - prompt.keys() == {"pixel_values_videos"}
+    assert whole.keys() - prompt.keys() == tiny.processor.video.pixels(frames).keys() - {"video_grid_thw"}
     for key, value in prompt.items():
         assert torch.equal(value, whole[key]), key
 
@@ -84,7 +121,7 @@ def test_control_tokens_in_the_question_are_text(tiny: Backbone, question: str) 
 
     assert count(question) == count("What is it?")
     ids = processor.prompt(question, frames=4, grid=grid)["input_ids"][0]
-    after = int((ids == processor.config.video_token_id).nonzero()[-1]) + 1
+    after = int((ids == processor.family.visual_token_id(processor.config)).nonzero()[-1]) + 1
     assert clean_question(question) in processor.tokenizer.decode(ids[after:])
     layout = visual_layout(processor.config, ids, None if grid is None else torch.tensor(grid))
     assert layout.frames * layout.frames_per_token == 4
@@ -176,6 +213,8 @@ def test_extreme_aspect_is_an_error_not_a_crash() -> None:
         ("llava-onevision", {"do_resize": False}, "do_resize=false"),
         ("llava-onevision", {"do_center_crop": True}, "do_center_crop"),
         ("llava-onevision", {"size": {"shortest_edge": 384}}, "height and width"),
+        ("smolvlm2", {"resample": 3}, r"resample=3 is not supported, only 1 \(lanczos\)"),
+        ("smolvlm2", {"size": {"height": 384, "width": 384}}, "longest_edge"),
         ("qwen2-vl", {"size": {"height": 384, "width": 384}}, "shortest_edge and longest_edge"),
     ],
 )

@@ -40,7 +40,7 @@ def eager_attentions(backbone: Backbone, settings: Settings) -> list[Tensor]:
     """Per tower layer the attention maps of transformers' own eager path: SigLIP [F, heads, P, P], or Qwen2-VL's."""
     eager = load(str(backbone.folder), settings.model_copy(update={"attention": "eager"})).model
     pixels = pixels_of(backbone)
-    values = pixels["pixel_values_videos"]
+    (values,) = (value for key, value in pixels.items() if key.startswith("pixel_values"))
     if "video_grid_thw" in pixels:
         assert eager.model.visual.config._attn_implementation == "eager"
         maps: list[Tensor] = []
@@ -57,16 +57,18 @@ def eager_attentions(backbone: Backbone, settings: Settings) -> list[Tensor]:
         depth, patches = len(eager.model.visual.blocks), int(pixels["video_grid_thw"][0, 0])
         assert len(maps) == depth * patches
         return [torch.cat(maps[i * patches : (i + 1) * patches]) for i in range(depth)]
-    out = eager.model.vision_tower(values.flatten(0, 1), output_attentions=True)
-    return list(out.attentions)
+    tower = eager.model.vision_tower if backbone.family == "llava-onevision" else eager.model.vision_model
+    return list(tower(values.flatten(0, 1), output_attentions=True).attentions)
 
 
 def pooled(backbone: Backbone, patches: Tensor) -> Tensor:
-    """Per patch [F, P, c] to per token [N, c]: bilinear to half the side, or the mean of four that lie together."""
+    """Per patch [F, P, c] to per token [N, c]: bilinear to half the side, or the mean of those that a token joins."""
     if "video_grid_thw" in pixels_of(backbone):
         return patches.reshape(-1, 4, patches.shape[-1]).mean(1)
     side = round(patches.shape[1] ** 0.5)
     maps = patches.view(len(patches), side, side, -1).permute(0, 3, 1, 2)
+    if backbone.family == "smolvlm2":
+        return F.avg_pool2d(maps, backbone.model.config.scale_factor).permute(0, 2, 3, 1).flatten(0, 2)
     half = F.interpolate(maps, size=(-(-side // 2),) * 2, mode="bilinear")
     return half.permute(0, 2, 3, 1).flatten(0, 2)
 
@@ -101,7 +103,8 @@ def test_keys_are_those_before_rotation(tiny: Backbone) -> None:
     """The projection's own output, mean over heads, pooled like the features."""
     tower = tiny.model.model
     qwen = "video_grid_thw" in pixels_of(tiny)
-    module = tower.visual.blocks[-1].attn.qkv if qwen else tower.vision_tower.encoder.layers[-1].self_attn.k_proj
+    siglip = "vision_tower" if tiny.family == "llava-onevision" else "vision_model"
+    module = tower.visual.blocks[-1].attn.qkv if qwen else getattr(tower, siglip).encoder.layers[-1].self_attn.k_proj
     seen: list[Tensor] = []
     hook = module.register_forward_hook(lambda module, args, out: seen.append(out.detach()))
     encode_video(tiny.model, pixels_of(tiny))

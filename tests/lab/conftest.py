@@ -11,16 +11,17 @@ from lab.accuracy.asking import Film
 from lab.world.generate import make_clip
 from lab.world.records import SyntheticClip
 from sharp_demo.backbones.families import FAMILIES
+from sharp_demo.backbones.family import TrainableFamily
 from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.pruning.sharp.bias import BiasCache
 from sharp_demo.settings import Settings
 
 
-@pytest.fixture(scope="session", params=[family.name for family in FAMILIES])
+@pytest.fixture(scope="session", params=[family.name for family in FAMILIES if isinstance(family, TrainableFamily)])
 def folder(
     request: pytest.FixtureRequest, tiny_of: Callable[[str], Backbone], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A checkpoint folder of each family: 16 layout frames of 3 x 3 tokens."""
+    """A checkpoint folder of each family that the laboratory trains: 16 layout frames of 3 x 3 tokens."""
     tiny = tiny_of(request.param)
     source, frames = tiny.folder, 16 * tiny.processor.family.frames_per_token(tiny.model.config)
     copied = tmp_path_factory.mktemp("cards") / request.param
