@@ -303,12 +303,18 @@ def test_paper_rows_are_the_printed_ones() -> None:
             assert row.retention * row.tokens == pytest.approx(kept)
 
 
-TIED = ("llava-onevision-0.5b", "qwen2-vl-2b")
-DECODERS = {  # Qwen2 and SmolLM2 (with embeddings of its own on both sides), in billions
+TIED = ("llava-onevision-0.5b", "qwen2-vl-2b", "qwen2.5-vl-3b", "qwen3-vl-2b", "qwen3-vl-4b")
+DECODERS = {  # Qwen2, Qwen3 and SmolLM2 (with embeddings of its own on both sides), in billions
     "llava-onevision-0.5b": 0.494,
     "llava-onevision-7b": 7.61,
     "qwen2-vl-2b": 1.54,
     "qwen2-vl-7b": 7.61,
+    "qwen2.5-vl-3b": 3.09,
+    "qwen2.5-vl-7b": 7.61,
+    "qwen3-vl-2b": 1.72,
+    "qwen3-vl-4b": 4.02,
+    "qwen3-vl-8b": 8.19,
+    "qwen3-vl-32b": 32.76,
     "smolvlm2-256m": 0.1635,
     "smolvlm2-500m": 0.4088,
     "smolvlm2-2.2b": 1.814,

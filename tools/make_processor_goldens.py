@@ -30,6 +30,7 @@ from transformers import (  # noqa: E402
     AutoProcessor,
     LlavaOnevisionVideoProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLVideoProcessor,
     SmolVLMVideoProcessor,
 )
 
@@ -55,6 +56,14 @@ SMOL = {
     "max_image_size": {"longest_edge": 512},
     "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 512}},
 }
+QWEN3 = {
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "size": {"shortest_edge": 4096, "longest_edge": 25165824},
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+}
 # Preprocessor values and the sizes they are tried on: as published, class defaults, and variations of the file.
 CONFIGS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "llava-onevision published": ("llava-onevision", SIGLIP | {"rescale_factor": 0.00392156862745098}, list(SIZES)),
@@ -72,6 +81,17 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         {"size": {"shortest_edge": 1536, "longest_edge": 6144}, "patch_size": 8, "cap_pixels_per_frame": False},
         ["landscape", "portrait", "square"],
     ),
+    "qwen3-vl published": (
+        "qwen3-vl",
+        QWEN3 | {"cap_pixels_per_frame": False},
+        [size for size in SIZES if size != "one frame"],  # which it refuses
+    ),
+    "qwen3-vl class defaults": ("qwen3-vl", {"cap_pixels_per_frame": False}, ["landscape", "portrait", "long"]),
+    "qwen3-vl capped": (
+        "qwen3-vl",
+        QWEN3 | {"cap_pixels_per_frame": True, "max_video_tokens": 100},
+        ["landscape", "long", "tiny"],
+    ),
     "smolvlm2 published": ("smolvlm2", SMOL, list(SIZES)),
     "smolvlm2 without size": (
         "smolvlm2",
@@ -87,9 +107,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 CLASSES = {
     "llava-onevision": LlavaOnevisionVideoProcessor,
     "qwen2-vl": Qwen2VLVideoProcessor,
+    "qwen2.5-vl": Qwen2VLVideoProcessor,
+    "qwen3-vl": Qwen3VLVideoProcessor,
     "smolvlm2": SmolVLMVideoProcessor,
 }
-TIMED = ("smolvlm2",)  # their prompts say when a frame was taken
+TIMED = ("qwen2.5-vl", "qwen3-vl", "smolvlm2")  # their prompts or positions say when a frame was taken
 STEP, FPS = 45, 30  # every 45th frame of a clip of 30 a second
 QUESTIONS = ["What is the person doing?", "Which letter?\nA. K\nB. M", "¿Qué hay en el vídeo? 你好"]
 
@@ -106,7 +128,11 @@ def pixel_goldens() -> list[dict[str, Any]]:
     for title, (family, values, sizes) in CONFIGS.items():
         official = CLASSES[family](**copy.deepcopy(values))  # SmolVLM's writes into them
         for size in sizes:
-            output = official(torch.from_numpy(golden_frames(*SIZES[size])).permute(0, 3, 1, 2), return_tensors="pt")
+            output = official(
+                torch.from_numpy(golden_frames(*SIZES[size])).permute(0, 3, 1, 2),
+                return_tensors="pt",
+                do_sample_frames=False,
+            )
             golden = {"config": title, "family": family, "preprocessor": values, "case": size, "frames": SIZES[size]}
             golden |= describe(output["pixel_values" if family == "smolvlm2" else "pixel_values_videos"])
             golden["grid"] = output["video_grid_thw"].tolist() if "video_grid_thw" in output else None
@@ -142,13 +168,13 @@ def prompt_goldens() -> list[dict[str, Any]]:
                     clip = {
                         "fps": FPS,
                         "total_num_frames": STEP * frames,
-                        "frames_indices": range(0, STEP * frames, STEP),
+                        "frames_indices": list(range(0, STEP * frames, STEP)),
                     }
                     told = {"video_metadata": [clip]} if family in TIMED else {}
-                    output = official(text=[text], videos=[video], return_tensors="pt", **told)
+                    output = official(text=[text], videos=[video], return_tensors="pt", do_sample_frames=False, **told)
                     kept = ("input_ids", "mm_token_type_ids", "attention_mask")
                     tensors = {key: output[key][0].tolist() for key in kept if key in output}
-                    times = {"times": [index / FPS for index in clip["frames_indices"]]} if told else {}
+                    times = {"times": [STEP * frame / FPS for frame in range(frames)]} if told else {}
                     goldens.append({"family": family, "question": question, "frames": frames, **times, **tensors})
     return goldens
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from sharp_demo.backbones.family import Family
 from sharp_demo.backbones.llava_onevision import LlavaOnevision
 from sharp_demo.backbones.published import PublishedModel
+from sharp_demo.backbones.qwen2_5_vl import Qwen2_5VL
 from sharp_demo.backbones.qwen2_vl import Qwen2VL
+from sharp_demo.backbones.qwen3_vl import Qwen3VL
 from sharp_demo.backbones.smolvlm2 import SmolVLM2
 from sharp_demo.errors import ModelError
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from sharp_demo.backbones.layout import VisualLayout
     from sharp_demo.settings import Settings
 
-FAMILIES: tuple[Family, ...] = (LlavaOnevision(), Qwen2VL(), SmolVLM2())
+FAMILIES: tuple[Family, ...] = (LlavaOnevision(), Qwen2VL(), Qwen2_5VL(), Qwen3VL(), SmolVLM2())
 
 
 def family_of(config: PreTrainedConfig) -> Family:

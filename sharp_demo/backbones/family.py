@@ -85,6 +85,7 @@ class Family(ABC):
     renumbers : positions may be renumbered once tokens are gone.
     merge_similarity, merge_queries : FrameFusion's threshold, and the last text queries that it scores by.
     chat_template, special_tokens, end_token : of small checkpoints.
+    replaced_around : tokens on either side of the template's placeholder that the video's ids replace too.
     writes_template : `chat_template` holds for every checkpoint, whose own template knows no video.
     small_tower : values of `vision_config` for a tower of one narrow layer, where only the decoder matters.
     """
@@ -101,6 +102,7 @@ class Family(ABC):
     injection_arguments: ClassVar[tuple[str, ...]] = ()
     newlines: ClassVar[int] = 0
     text_between: ClassVar[bool] = False
+    replaced_around: ClassVar[int] = 0
     renumbers: ClassVar[bool] = True
     merge_similarity: ClassVar[float]
     merge_queries: ClassVar[int]
@@ -108,7 +110,7 @@ class Family(ABC):
     special_tokens: ClassVar[tuple[str, ...]]
     end_token: ClassVar[str] = "<|im_end|>"
     writes_template: ClassVar[bool] = False
-    small_tower: ClassVar[Mapping[str, int]]
+    small_tower: ClassVar[Mapping[str, Any]]
 
     # --- the prompt
 
@@ -297,7 +299,14 @@ class Family(ABC):
 
     @abstractmethod
     def signal_source(self, model: PreTrainedModel) -> tuple[nn.Module, SignalReader]:
-        """Return the attention module that feeds the projector, and how to read it in layout order."""
+        """Return the attention module that feeds the projector, and how to read it; see `in_layout_order`."""
+
+    def in_layout_order(self, model: PreTrainedModel, arguments: Mapping[str, Any], rows: Tensor) -> Tensor:
+        """Return what `signal_source` reads of all tokens in a pass, [n, ...], in the order of the layout.
+
+        `arguments` are the tower's keyword arguments. Towers that keep that order need nothing here.
+        """
+        return rows
 
     # --- small checkpoints
 

@@ -143,8 +143,8 @@ class Processor:
         video = self.family.visual_token_id(self.config)
         if ids.count(video) != 1:
             raise ModelError(f"the chat template wrote {ids.count(video)} video placeholders for one video")
-        at = ids.index(video)
-        return torch.tensor([ids[:at] + video_ids + ids[at + 1 :]])
+        at, around = ids.index(video), self.family.replaced_around
+        return torch.tensor([ids[: at - around] + video_ids + ids[at + 1 + around :]])
 
 
 def clean_question(question: str, limit: int = 500) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sharp_demo.backbones.family import Encoded, Times, TinyShape, TrainableFamily, tiny_text_config
+from sharp_demo.backbones.family import Encoded, Family, Times, TinyShape, TrainableFamily, tiny_text_config
 from sharp_demo.backbones.preprocessing import CLIP_MEAN, CLIP_STD, Grid, VideoPreprocessor
 from sharp_demo.backbones.published import QWEN2_1_5B, QWEN2_7B, PublishedModel
 from sharp_demo.backbones.view import TowerShape
@@ -121,7 +121,8 @@ class Qwen2VLVideo(VideoPreprocessor):
         highest = values.get("max_pixels", size.get("longest_edge", size.get("max_pixels")))
         if lowest is None or highest is None:
             raise ModelError(f"preprocessor: size needs shortest_edge and longest_edge, not {sorted(size)}")
-        copied = {key: values[key] for key in cls.defaults if key != "size"}
+        names = ("patch_size", "temporal_patch_size", "merge_size", "cap_pixels_per_frame", "max_video_tokens")
+        copied = {key: values[key] for key in names}
         return {"min_pixels": lowest, "max_pixels": highest, "tokens_per_frame": tokens_per_frame, **copied}
 
     @property
@@ -187,38 +188,19 @@ class Qwen2VLVideo(VideoPreprocessor):
         return size
 
 
-class Qwen2VL(TrainableFamily):
-    """Qwen2-VL."""
+class QwenVL(Family):
+    """What the Qwen-VL families have in common: merged patches, and positions of time, row and column."""
 
-    name = "qwen2-vl"
-    title = "Qwen2-VL"
-    model_type = "qwen2_vl"
-    model_class = "Qwen2VLForConditionalGeneration"
-    preprocessor = Qwen2VLVideo
-    published = (  # sizes are those of the repositories' safetensors metadata
-        PublishedModel(
-            "qwen2-vl-2b",
-            "Qwen/Qwen2-VL-2B-Instruct",
-            published_config(QWEN2_1_5B, 151_936, tied=True),
-            2_208_985_600,
-        ),
-        PublishedModel(
-            "qwen2-vl-7b",
-            "Qwen/Qwen2-VL-7B-Instruct",
-            published_config(QWEN2_7B, 152_064, tied=False),
-            8_291_375_616,
-        ),
-    )
+    preprocessor: ClassVar[type[VideoPreprocessor]] = Qwen2VLVideo
     renumbers = False
     merge_similarity = 0.5
     merge_queries = 4
-    chat_template = CHAT_TEMPLATE
+    chat_template: ClassVar[str] = CHAT_TEMPLATE
     special_tokens = (
         *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
         *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>"),
         *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
     )
-    small_tower: ClassVar[Mapping[str, int]] = {"depth": 1, "embed_dim": 64, "num_heads": 1}
 
     def mark_ids(self, config: PreTrainedConfig) -> list[int]:
         return [config.vision_start_token_id, config.vision_end_token_id]
@@ -247,7 +229,7 @@ class Qwen2VL(TrainableFamily):
         return {
             "video_grid_thw": grid,
             "mm_token_type_ids": (input_ids == config.video_token_id).int() * VIDEO_TYPE,
-            "position_ids": self.positions(config, input_ids, grid),
+            "position_ids": self.positions(config, input_ids, grid, times),
         }
 
     def positions(
@@ -260,7 +242,7 @@ class Qwen2VL(TrainableFamily):
         config : `model.config` of a checkpoint.
         input_ids : LongTensor [n] or [1, n]; the whole sequence, earlier turns and answers included.
         grid : `video_grid_thw`, LongTensor [1, 3].
-        times : unused; the time axis counts temporal patches.
+        times : seconds of the sampled frames, for `time_axis`.
 
         Returns
         -------
@@ -274,26 +256,33 @@ class Qwen2VL(TrainableFamily):
         layout = self.layout(config, input_ids, grid)
         start, visual, length = int(layout.index[0]), len(layout), layout.length
         device = layout.index.device
-        video = torch.stack((layout.frame, layout.row, layout.col)) + start
-        after = start + max(layout.frames, layout.rows, layout.cols)
+        ticks = self.time_axis(config, layout.frames, times).to(device)
+        video = torch.stack((ticks[layout.frame], layout.row, layout.col)) + start
+        after = start + max(int(ticks[-1]) + 1, layout.rows, layout.cols)
         suffix = torch.arange(after, after + length - start - visual, device=device).expand(3, -1)
         prefix = torch.arange(start, device=device).expand(3, -1)
         rotary = torch.cat((prefix, video, suffix), dim=1)
         return torch.cat((torch.arange(length, device=device)[None], rotary))[:, None]
 
+    def time_axis(self, config: PreTrainedConfig, frames: int, times: Times | None) -> Tensor:
+        """Return the first axis of the positions for every layout frame, from 0: the frame's number by default."""
+        return torch.arange(frames)
+
     def grid_of_positions(self, config: PreTrainedConfig, input_ids: Tensor, position_ids: Tensor) -> Tensor | None:
         """Read `video_grid_thw` [1, 3] back from the positions [3 or 4, 1, n] of a prompt with one video.
 
         `generate` runs the vision tower itself and keeps the grid from the language model; the positions still hold
-        it. Positions that are not multimodal give a grid that does not match the placeholders, which
-        `layout` refuses.
+        it, in the rows and columns of the tokens that share the first one's time. Positions that are not multimodal
+        give a grid that does not match the placeholders, which `layout` refuses.
         """
         if position_ids.ndim != 3:
             return None
-        visual = position_ids[-3:, 0, (input_ids.reshape(-1) == config.video_token_id).to(position_ids.device)]
+        visual = position_ids[-3:, 0, (input_ids.reshape(-1) == config.video_token_id).to(position_ids.device)].cpu()
+        first = visual[1:, visual[0] == visual[0, 0]]
+        rows, cols = (first.amax(1) - first.amin(1) + 1).tolist()
         merge = config.vision_config.spatial_merge_size
-        extent = visual.amax(1) - visual.amin(1) + 1
-        return (extent.cpu() * torch.tensor([1, merge, merge]))[None]
+        frames = visual.shape[1] // (rows * cols) if rows * cols > 1 else 1
+        return torch.tensor([[frames, merge * rows, merge * cols]])
 
     def rotary_positions(self, position_ids: Tensor) -> Tensor:
         if position_ids.ndim == 2:
@@ -301,17 +290,21 @@ class Qwen2VL(TrainableFamily):
         return position_ids[-3:]  # generate() puts a row of text positions in front
 
     def encode(self, model: PreTrainedModel, pixels: Mapping[str, Tensor], chunk_frames: int) -> Encoded:
+        seen, counts = zip(*self.seen(model, pixels, chunk_frames), strict=True)
+        return Encoded(torch.cat([one.pooler_output[0] for one in seen]), sum(counts))
+
+    def seen(
+        self, model: PreTrainedModel, pixels: Mapping[str, Tensor], chunk_frames: int
+    ) -> Iterator[tuple[Any, int]]:
+        """Yield the model's own output and the number of layout frames, for `chunk_frames` sampled frames at a time."""
         values = pixels["pixel_values_videos"].to(model.device, model.dtype)
         frames, high, wide = pixels["video_grid_thw"][0].tolist()
         step = max(1, chunk_frames // self.frames_per_token(model.config))
-        parts = []
         for start in range(0, frames, step):
             count = min(step, frames - start)
             patches = values[start * high * wide : (start + count) * high * wide]
             grid = torch.tensor([[count, high, wide]], device=model.device)
-            seen = model.get_video_features(pixel_values_videos=patches, video_grid_thw=grid, return_dict=True)
-            parts.append(seen.pooler_output[0])
-        return Encoded(torch.cat(parts), frames)
+            yield model.get_video_features(pixel_values_videos=patches, video_grid_thw=grid, return_dict=True), count
 
     def tower(self, model: PreTrainedModel) -> nn.Module:
         return model.model.visual
@@ -340,6 +333,47 @@ class Qwen2VL(TrainableFamily):
 
     def signal_source(self, model: PreTrainedModel) -> tuple[nn.Module, SignalReader]:
         return model.model.visual.blocks[-1].attn, _read
+
+    def tiny_preprocessor(self, shape: TinyShape) -> dict[str, Any]:
+        cell = (2 * shape.patch_size) ** 2
+        return {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen2VLProcessor",
+            "image_mean": list(CLIP_MEAN),
+            "image_std": list(CLIP_STD),
+            "min_pixels": shape.cells // 2 * cell,
+            "max_pixels": shape.cells * cell,
+            "patch_size": shape.patch_size,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+        }
+
+    def tiny_processor(self, shape: TinyShape) -> dict[str, Any]:
+        return {"processor_class": "Qwen2VLProcessor"}
+
+
+class Qwen2VL(QwenVL, TrainableFamily):
+    """Qwen2-VL."""
+
+    name = "qwen2-vl"
+    title = "Qwen2-VL"
+    model_type = "qwen2_vl"
+    model_class = "Qwen2VLForConditionalGeneration"
+    published = (  # sizes are those of the repositories' safetensors metadata
+        PublishedModel(
+            "qwen2-vl-2b",
+            "Qwen/Qwen2-VL-2B-Instruct",
+            published_config(QWEN2_1_5B, 151_936, tied=True),
+            2_208_985_600,
+        ),
+        PublishedModel(
+            "qwen2-vl-7b",
+            "Qwen/Qwen2-VL-7B-Instruct",
+            published_config(QWEN2_7B, 152_064, tied=False),
+            8_291_375_616,
+        ),
+    )
+    small_tower: ClassVar[Mapping[str, int]] = {"depth": 1, "embed_dim": 64, "num_heads": 1}
 
     def token_former(self, model: PreTrainedModel) -> nn.Module:
         return model.model.visual.merger
@@ -380,23 +414,6 @@ class Qwen2VL(TrainableFamily):
                 "initializer_range": shape.initializer_range,
             },
         }
-
-    def tiny_preprocessor(self, shape: TinyShape) -> dict[str, Any]:
-        cell = (2 * shape.patch_size) ** 2
-        return {
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "processor_class": "Qwen2VLProcessor",
-            "image_mean": list(CLIP_MEAN),
-            "image_std": list(CLIP_STD),
-            "min_pixels": shape.cells // 2 * cell,
-            "max_pixels": shape.cells * cell,
-            "patch_size": shape.patch_size,
-            "temporal_patch_size": 2,
-            "merge_size": 2,
-        }
-
-    def tiny_processor(self, shape: TinyShape) -> dict[str, Any]:
-        return {"processor_class": "Qwen2VLProcessor"}
 
 
 def _read(

@@ -28,8 +28,8 @@ class VisionSignals:
     keys : [N, head_dim] fp32, keys without rotation, mean over heads.
     ms : what computing them took, without the tower's own pass.
 
-    Patches become tokens as features do: bilinear pooling (LLaVA-OneVision), the mean of a 2 x 2 merge group
-    (Qwen2-VL).
+    Patches become tokens as features do: bilinear pooling (LLaVA-OneVision), the mean of the square of patches that
+    a token joins (Qwen-VL, SmolVLM2).
     """
 
     received: Tensor
@@ -76,11 +76,16 @@ def tapped(model: PreTrainedModel) -> Iterator[VisionTap]:
             tap.parts.append(read(model, module, hidden, kwargs))
         tap.ms += watch.ms()["signals"]
 
-    def label(tower: nn.Module, args: tuple[Any, ...], output: BaseModelOutput) -> None:
+    def label(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: BaseModelOutput) -> None:
+        received, keys = (family.in_layout_order(model, kwargs, rows) for rows in tap.parts[-1])
+        tap.parts[-1] = received, keys
         # `generate` encodes pixels before it calls the model, and hands on this very output.
-        output.signals = VisionSignals(*tap.parts[-1], tap.ms)
+        output.signals = VisionSignals(received, keys, tap.ms)
 
-    hooks = (module.register_forward_pre_hook(see, with_kwargs=True), family.tower(model).register_forward_hook(label))
+    hooks = (
+        module.register_forward_pre_hook(see, with_kwargs=True),
+        family.tower(model).register_forward_hook(label, with_kwargs=True),
+    )
     try:
         yield tap
     finally:

@@ -1,5 +1,8 @@
 """Vision features: the same as the model's own, reusable, and cheap for a black video."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -116,3 +119,23 @@ def test_black_is_not_a_zero_tensor(tiny: Backbone) -> None:
     zero = {key: torch.full_like(value, 1e-6) for key, value in inputs.items() if key.startswith("pixel_values")}
     black = black_features(tiny.model, tiny.processor.video, layout).features
     assert (encode_video(tiny.model, {**inputs, **zero}).features[: len(layout)] - black).abs().max() > 1e-2
+
+
+def test_qwen3_injects_what_its_model_does(tiny_of: Callable[[str], Backbone]) -> None:
+    """The features of earlier tower layers too, whole and in chunks; without them the answer is another."""
+    tiny = tiny_of("qwen3-vl")
+    frames = golden_frames(6, 60, 80)
+    inputs = tiny.processor(frames, "What happens?")
+    pixels = tiny.processor.video.pixels(frames)
+    with torch.no_grad():
+        own = tiny.model.get_video_features(**pixels, return_dict=True).deepstack_features
+        expected = tiny.model(**inputs).logits
+    features = encode_video(tiny.model, pixels, chunk_frames=2)
+    assert len(own) == len(features.injections) == 2
+    for (one,), other in zip(own, features.injections, strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
+    prompt = tiny.processor.prompt("What happens?", frames=6, grid=inputs["video_grid_thw"])
+    zero = replace(features, injections=tuple(torch.zeros_like(rows) for rows in features.injections))
+    with torch.no_grad():
+        logits = tiny.model(**model_inputs(prompt, zero)).logits
+    assert (logits - expected).abs().max() > 1e-2

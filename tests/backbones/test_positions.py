@@ -1,6 +1,6 @@
-"""Qwen2-VL: the released position rule, and that the text model really sees it in prefill and decode."""
+"""The Qwen families: the released position rule, and that the text model really sees it in prefill and decode."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -10,6 +10,7 @@ from frames import golden_frames
 from sharp_demo.backbones.compat import cache_in, with_cache
 from sharp_demo.backbones.families import family_of
 from sharp_demo.backbones.load import Backbone
+from sharp_demo.errors import ModelError
 
 
 def naive_positions(ids: list[int], video: int, grid: list[int]) -> list[list[int]]:
@@ -98,3 +99,66 @@ def test_requests_do_not_disturb_each_other(tiny_qwen: Backbone) -> None:
     alone = tiny_qwen.model.generate(**first, max_new_tokens=6, do_sample=False)
     tiny_qwen.model.generate(**other, max_new_tokens=6, do_sample=False)
     assert torch.equal(tiny_qwen.model.generate(**first, max_new_tokens=6, do_sample=False), alone)
+
+
+@pytest.mark.parametrize(
+    ("step", "ticks"), [(None, [0, 2, 4]), (0.5, [0, 2, 4]), (0.25, [0, 1, 2]), (0.35, [0, 1, 2]), (1 / 6, [0, 0, 1])]
+)
+def test_time_counts_half_seconds_in_qwen_2_5(
+    step: float | None, ticks: list[int], tiny_of: Callable[[str], Backbone]
+) -> None:
+    """Sampled every `step` seconds, a temporal patch lasts two of them and a second has two ticks."""
+    tiny = tiny_of("qwen2.5-vl")
+    times = None if step is None else [1.0 + step * frame for frame in range(6)]
+    inputs = tiny.processor(golden_frames(6, 60, 80), "What happens?", times)
+    ids, grid, seen = inputs["input_ids"], inputs["video_grid_thw"], inputs["position_ids"][1:, 0]
+    video = (ids[0] == tiny.model.config.video_token_id).nonzero()[:, 0]
+    start = int(video[0])
+    assert (seen[0, video].view(3, -1) == start + torch.tensor(ticks)[:, None]).all()
+    end = int(seen[:, : int(video[-1]) + 1].max()) + 1  # of the released code; transformers 5 leaves time out
+    rest = torch.arange(ids.shape[1] - int(video[-1]) - 1) + end
+    assert torch.equal(seen[:, int(video[-1]) + 1 :], rest.expand(3, -1))
+    spacing = None if step is None else torch.tensor([2 * step])
+    theirs, _ = tiny.model.model.get_rope_index(
+        ids, inputs["mm_token_type_ids"], video_grid_thw=grid, second_per_grid_ts=spacing
+    )
+    upto = int(video[-1]) + 1
+    assert torch.equal(theirs[:, 0, :upto], seen[:, :upto])
+    assert torch.equal(theirs[:, 0], seen) == (ticks[-1] < 4)
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(4, 60, 80), (5, 80, 60), (24, 40, 40), (1, 60, 80)])
+def test_qwen3_positions_are_the_official_ones(
+    frames: int, height: int, width: int, tiny_of: Callable[[str], Backbone]
+) -> None:
+    tiny = tiny_of("qwen3-vl")
+    inputs = tiny.processor(golden_frames(frames, height, width), "What happens?")
+    theirs, _ = tiny.model.model.get_rope_index(
+        inputs["input_ids"], inputs["mm_token_type_ids"], video_grid_thw=inputs["video_grid_thw"]
+    )
+    assert torch.equal(inputs["position_ids"][1:], theirs)
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
+@pytest.mark.parametrize(("frames", "height", "width"), [(4, 60, 80), (3, 80, 60), (24, 40, 40)])
+def test_the_grid_is_read_back_from_the_positions(
+    name: str, frames: int, height: int, width: int, tiny_of: Callable[[str], Backbone]
+) -> None:
+    tiny = tiny_of(name)
+    times = [0.1 * frame for frame in range(frames)]  # several frames share a tick of Qwen2.5-VL
+    inputs = tiny.processor(golden_frames(frames, height, width), "What happens?", times)
+    family, config = tiny.processor.family, tiny.model.config
+    found = family.grid_of_positions(config, inputs["input_ids"], inputs["position_ids"])
+    assert torch.equal(found, inputs["video_grid_thw"])
+    plain = torch.arange(inputs["input_ids"].shape[1]).expand(3, 1, -1)
+    with pytest.raises(ModelError):
+        family.layout(config, inputs["input_ids"], family.grid_of_positions(config, inputs["input_ids"], plain))
+
+
+def test_qwen3_writes_the_time_of_every_temporal_patch(tiny_of: Callable[[str], Backbone]) -> None:
+    processor = tiny_of("qwen3-vl").processor
+    inputs = processor(golden_frames(7, 60, 80), "Why?", [0.5 * frame for frame in range(7)])
+    pads = "<|video_pad|>" * int((inputs["input_ids"] == processor.config.video_token_id).sum() // 4)
+    text = processor.tokenizer.decode(inputs["input_ids"][0]).replace(pads, "")
+    stamps = "".join(f"<{time} seconds><|vision_start|><|vision_end|>" for time in ("0.2", "1.2", "2.2", "3.0"))
+    assert text == f"<|im_start|>user\n{stamps}Why?<|im_end|>\n<|im_start|>assistant\n"

@@ -62,7 +62,20 @@ def test_prompt_ids_equal_the_official_processor(golden: dict, tiny_of: Callable
     for key in ("input_ids", "attention_mask", "mm_token_type_ids"):
         assert (key in inputs) == (key in golden)
         if key in golden:
-            assert inputs[key][0].tolist() == golden[key], key
+            assert inputs[key][0].tolist() == without_outer_marks(backbone, golden)[key], key
+
+
+def without_outer_marks(backbone: Backbone, golden: dict) -> dict:
+    """The official prompt as the weights were released with: transformers 5 keeps the template's marks of the video
+    around those of the frames, which Qwen3-VL's release put in their place."""
+    if backbone.family != "qwen3-vl":
+        return golden
+    config, ids = backbone.model.config, golden["input_ids"]
+    first = ids.index(config.vision_start_token_id)
+    last = len(ids) - 1 - ids[::-1].index(config.vision_end_token_id)
+    assert ids[last - 1] == config.vision_end_token_id
+    lists = ("input_ids", "attention_mask", "mm_token_type_ids")
+    return {key: golden[key][:first] + golden[key][first + 1 : last] + golden[key][last + 1 :] for key in lists}
 
 
 def test_smolvlm_is_told_when_its_frames_were_taken(tiny_smol: Backbone) -> None:

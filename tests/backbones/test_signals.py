@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from frames import golden_frames
 from torch import Tensor, nn
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from sharp_demo.backbones.features import encode_video, model_inputs
 from sharp_demo.backbones.load import Backbone, load
@@ -55,16 +56,39 @@ def eager_attentions(backbone: Backbone, settings: Settings) -> list[Tensor]:
             patch.setattr(F, "softmax", spy)
             eager.model.visual(values, grid_thw=pixels["video_grid_thw"])
         depth, patches = len(eager.model.visual.blocks), int(pixels["video_grid_thw"][0, 0])
+        if backbone.family == "qwen2.5-vl":  # its first block attends in windows, window after window
+            windows = maps[:-patches]
+            each = len(windows) // patches
+            first = [
+                torch.stack([torch.block_diag(*heads) for heads in zip(*(one[0] for one in group), strict=True)])
+                for group in (windows[i * each : (i + 1) * each] for i in range(patches))
+            ]
+            assert each > 1
+            return [torch.stack(first), torch.cat(maps[-patches:])]
         assert len(maps) == depth * patches
         return [torch.cat(maps[i * patches : (i + 1) * patches]) for i in range(depth)]
     tower = eager.model.vision_tower if backbone.family == "llava-onevision" else eager.model.vision_model
     return list(tower(values.flatten(0, 1), output_attentions=True).attentions)
 
 
+def raster(backbone: Backbone) -> Tensor:
+    """Where each token of Qwen2.5-VL is in the order of its windows."""
+    vision = backbone.model.config.vision_config
+    order, _ = modeling_qwen2_5_vl.get_vision_window_index(
+        pixels_of(backbone)["video_grid_thw"],
+        spatial_merge_size=2,
+        window_size=vision.window_size,
+        patch_size=vision.patch_size,
+    )
+    assert order.tolist() != sorted(order.tolist())
+    return torch.argsort(order)
+
+
 def pooled(backbone: Backbone, patches: Tensor) -> Tensor:
     """Per patch [F, P, c] to per token [N, c]: bilinear to half the side, or the mean of those that a token joins."""
     if "video_grid_thw" in pixels_of(backbone):
-        return patches.reshape(-1, 4, patches.shape[-1]).mean(1)
+        tokens = patches.reshape(-1, 4, patches.shape[-1]).mean(1)
+        return tokens[raster(backbone)] if backbone.family == "qwen2.5-vl" else tokens
     side = round(patches.shape[1] ** 0.5)
     maps = patches.view(len(patches), side, side, -1).permute(0, 3, 1, 2)
     if backbone.family == "smolvlm2":
