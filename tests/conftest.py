@@ -10,12 +10,14 @@ import torch
 
 from lab.provenance import commit, machine
 from sharp_demo.backbones.families import FAMILIES
+from sharp_demo.backbones.family import Family
 from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.backbones.tiny import TinyShape, write_checkpoint
 from sharp_demo.settings import Settings
 
 pytest_plugins = ["tests.serving"]
 USUAL = ("llava-onevision", "qwen2-vl")  # families of the embedded models
+MERGING = [one.name for one in FAMILIES if type(one).tower_layers is not Family.tower_layers]
 MEASURED = pytest.StashKey[list[dict[str, str]]]()
 
 

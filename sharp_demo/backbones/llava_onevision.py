@@ -177,7 +177,7 @@ class LlavaOnevision(TrainableFamily):
             TowerLayer(
                 block,
                 block.layer_norm1,
-                partial(_heads, block.self_attn),
+                partial(siglip_heads, block.self_attn),
                 block.self_attn.out_proj,
                 block.layer_norm2,
                 block.mlp,
@@ -301,7 +301,7 @@ def _read(
     return pooled[:, 0], pooled[:, 1:]
 
 
-def _heads(attention: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def siglip_heads(attention: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values [B, n, heads, head_dim] of normed rows [B, n, d]."""
     shape = (*rows.shape[:2], attention.num_heads, attention.head_dim)
     queries, keys, values = (proj(rows).view(shape) for proj in (attention.q_proj, attention.k_proj, attention.v_proj))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sharp_demo.backbones.family import Times, TinyShape, tiny_text_config
 from sharp_demo.backbones.published import QWEN2_7B, PublishedModel
 from sharp_demo.backbones.qwen2_vl import QwenVL
+from sharp_demo.backbones.view import TowerShape
 from sharp_demo.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -107,6 +108,25 @@ class Qwen2_5VL(QwenVL):
         if times is not None and len(times) > 1:
             seconds = patch * (times[-1] - times[0]) / (len(times) - 1)
         return (torch.arange(frames) * (config.vision_config.tokens_per_second * seconds)).long()
+
+    def tower_shape(self, config: Mapping[str, Any], tokens: int) -> TowerShape:
+        """Windows that the edge of a frame cuts off count as whole ones."""
+        tower = config["vision_config"]
+        width, group = tower["hidden_size"], tower["spatial_merge_size"] ** 2
+        patches, merged = group * tokens, group * width
+        window = min(patches, (tower["window_size"] // tower["patch_size"]) ** 2)
+        full = set(tower["fullatt_block_indexes"])
+        return TowerShape(
+            width=width,
+            intermediate=tower["intermediate_size"],
+            layers=tower["depth"],
+            head_dim=width // tower["num_heads"],
+            patches=patches,
+            values=3 * tower["temporal_patch_size"] * tower["patch_size"] ** 2,
+            former=tokens * merged * (merged + tower["out_hidden_size"]),
+            matrices=3,
+            pairs=tuple(patches * (patches if layer in full else window) for layer in range(tower["depth"])),
+        )
 
     def in_layout_order(self, model: PreTrainedModel, arguments: Mapping[str, Any], rows: Tensor) -> Tensor:
         """The tower works window by window, and only what the merger makes of it is put back in order."""

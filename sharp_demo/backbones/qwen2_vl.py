@@ -309,28 +309,6 @@ class QwenVL(Family):
     def tower(self, model: PreTrainedModel) -> nn.Module:
         return model.model.visual
 
-    def tower_layers(self, model: PreTrainedModel) -> Sequence[TowerLayer]:
-        from sharp_demo.backbones.merging import TowerLayer
-
-        return [
-            TowerLayer(block, block.norm1, partial(_heads, block.attn), block.attn.proj, block.norm2, block.mlp)
-            for block in model.model.visual.blocks
-        ]
-
-    def tower_shape(self, config: Mapping[str, Any], tokens: int) -> TowerShape:
-        tower = config["vision_config"]
-        width, group = tower["embed_dim"], tower["spatial_merge_size"] ** 2
-        merged = group * width
-        return TowerShape(
-            width=width,
-            intermediate=int(width * tower["mlp_ratio"]),
-            layers=tower["depth"],
-            head_dim=width // tower["num_heads"],
-            patches=group * tokens,
-            values=3 * tower["temporal_patch_size"] * tower["patch_size"] ** 2,
-            former=tokens * merged * (merged + tower["hidden_size"]),
-        )
-
     def signal_source(self, model: PreTrainedModel) -> tuple[nn.Module, SignalReader]:
         return model.model.visual.blocks[-1].attn, _read
 
@@ -374,6 +352,28 @@ class Qwen2VL(QwenVL, TrainableFamily):
         ),
     )
     small_tower: ClassVar[Mapping[str, int]] = {"depth": 1, "embed_dim": 64, "num_heads": 1}
+
+    def tower_layers(self, model: PreTrainedModel) -> Sequence[TowerLayer]:
+        from sharp_demo.backbones.merging import TowerLayer
+
+        return [
+            TowerLayer(block, block.norm1, partial(_heads, block.attn), block.attn.proj, block.norm2, block.mlp)
+            for block in model.model.visual.blocks
+        ]
+
+    def tower_shape(self, config: Mapping[str, Any], tokens: int) -> TowerShape:
+        tower = config["vision_config"]
+        width, group = tower["embed_dim"], tower["spatial_merge_size"] ** 2
+        merged = group * width
+        return TowerShape(
+            width=width,
+            intermediate=int(width * tower["mlp_ratio"]),
+            layers=tower["depth"],
+            head_dim=width // tower["num_heads"],
+            patches=group * tokens,
+            values=3 * tower["temporal_patch_size"] * tower["patch_size"] ** 2,
+            former=tokens * merged * (merged + tower["hidden_size"]),
+        )
 
     def token_former(self, model: PreTrainedModel) -> nn.Module:
         return model.model.visual.merger

@@ -10,6 +10,7 @@ from sharp_demo.backbones.family import Encoded, Times, TinyShape, tiny_text_con
 from sharp_demo.backbones.preprocessing import Grid
 from sharp_demo.backbones.published import PublishedModel
 from sharp_demo.backbones.qwen2_vl import Qwen2VLVideo, QwenVL
+from sharp_demo.backbones.view import TowerShape
 from sharp_demo.errors import ModelError
 from sharp_demo.lazy import LazyModule
 
@@ -99,6 +100,8 @@ class Qwen3VLVideo(Qwen2VLVideo):
         `tokens_per_frame` bounds the tokens of a temporal patch as for Qwen2-VL. One frame alone, which transformers
         refuses, counts as two.
         """
+        if self.size is not None:
+            return self.size
         frames = max(frames, self.temporal_patch_size)
         bound = self.max_pixels
         if self.cap_pixels_per_frame:
@@ -241,6 +244,20 @@ class Qwen3VL(QwenVL):
             "pooler_output": (encoded.features,),
             "deepstack_features": [(rows.to(encoded.features),) for rows in encoded.injections],
         }
+
+    def tower_shape(self, config: Mapping[str, Any], tokens: int) -> TowerShape:
+        tower = config["vision_config"]
+        width, group = tower["hidden_size"], tower["spatial_merge_size"] ** 2
+        merged, mergers = group * width, 1 + len(tower["deepstack_visual_indexes"])
+        return TowerShape(
+            width=width,
+            intermediate=tower["intermediate_size"],
+            layers=tower["depth"],
+            head_dim=width // tower["num_heads"],
+            patches=group * tokens,
+            values=3 * tower["temporal_patch_size"] * tower["patch_size"] ** 2,
+            former=mergers * tokens * merged * (merged + tower["out_hidden_size"]),
+        )
 
     def tiny_config(self, shape: TinyShape, ids: Mapping[str, int], vocab_size: int) -> dict[str, Any]:
         half = shape.width // shape.heads // 2

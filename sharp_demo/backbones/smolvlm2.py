@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sharp_demo.backbones.family import Encoded, Family, Times, TinyShape, tiny_text_config
+from sharp_demo.backbones.llava_onevision import siglip_heads
 from sharp_demo.backbones.preprocessing import LANCZOS, Grid, VideoPreprocessor
 from sharp_demo.backbones.published import PublishedModel
+from sharp_demo.backbones.view import TowerShape
 from sharp_demo.errors import ModelError
 from sharp_demo.lazy import LazyModule
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from sharp_demo.backbones.family import SignalReader
     from sharp_demo.backbones.layout import VisualLayout
+    from sharp_demo.backbones.merging import TowerLayer
 else:
     np, torch, F = LazyModule("numpy"), LazyModule("torch"), LazyModule("torch.nn.functional")
 
@@ -194,6 +198,7 @@ class SmolVLM2(Family):
     )
     default_frames = 16
     features_key = "image"
+    pixels_key = "pixel_values"
     text_between = True
     merge_similarity = 0.6
     merge_queries = 1
@@ -254,6 +259,35 @@ class SmolVLM2(Family):
 
     def tower(self, model: PreTrainedModel) -> nn.Module:
         return model.model.vision_model
+
+    def tower_layers(self, model: PreTrainedModel) -> Sequence[TowerLayer]:
+        from sharp_demo.backbones.merging import TowerLayer
+
+        return [
+            TowerLayer(
+                block,
+                block.layer_norm1,
+                partial(siglip_heads, block.self_attn),
+                block.self_attn.out_proj,
+                block.layer_norm2,
+                block.mlp,
+            )
+            for block in model.model.vision_model.encoder.layers
+        ]
+
+    def tower_shape(self, config: Mapping[str, Any], tokens: int) -> TowerShape:
+        tower = config["vision_config"]
+        width, patch = tower["hidden_size"], tower["patch_size"]
+        patches = (tower["image_size"] // patch) ** 2
+        return TowerShape(
+            width=width,
+            intermediate=tower["intermediate_size"],
+            layers=tower["num_hidden_layers"],
+            head_dim=width // tower["num_attention_heads"],
+            patches=patches,
+            values=3 * patch**2,
+            former=patches * width * config["text_config"]["hidden_size"],
+        )
 
     def signal_source(self, model: PreTrainedModel) -> tuple[nn.Module, SignalReader]:
         return model.model.vision_model.encoder.layers[-1].self_attn, _read

@@ -1,5 +1,6 @@
 """Patches that merge inside the vision tower: the matching by a naive loop, and the tower as it was around it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,8 +14,24 @@ from sharp_demo.backbones.load import Backbone
 from sharp_demo.backbones.merging import Patches, merged, run_layer
 from sharp_demo.backbones.view import TowerMerging
 from sharp_demo.errors import UnsupportedError
+from tests.conftest import MERGING
 
 HALF = TowerMerging(0.6)
+
+
+@pytest.fixture(params=MERGING)
+def tiny(request: pytest.FixtureRequest, tiny_of: Callable[[str], Backbone]) -> Backbone:
+    """One of each family whose patches can merge."""
+    return tiny_of(request.param)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen3-vl"])
+def test_windows_and_features_of_earlier_layers_are_refused(name: str, tiny_of: Callable[[str], Backbone]) -> None:
+    tiny = tiny_of(name)
+    assert name not in MERGING
+    pixels = tiny.processor.video.pixels(golden_frames(2, 60, 80))
+    with pytest.raises(UnsupportedError, match=r"^patches cannot merge inside the vision tower of Qwen(2\.5|3)-VL$"):
+        encode_video(tiny.model, pixels, merging=HALF)
 
 
 def naive(rows: Tensor, sizes: Tensor, metric: Tensor, count: int) -> tuple[Tensor, Tensor, list[int]]:

@@ -1,5 +1,6 @@
 """ToMe: what it asks of the vision tower, alone and before ShaRP; the merging itself is in tests/backbones."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,9 +14,16 @@ from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.shown import FewerFrames
 from sharp_demo.pruning.tome import ToMe
 from sharp_demo.pruning.with_sharp import ToMeShaRP
+from tests.conftest import MERGING
 from tests.pruning.prompts import Prompt, greedy
 
 VIDEO = VideoShape(8, 14, 14, resizable=False)
+
+
+@pytest.fixture(params=MERGING)
+def tiny(request: pytest.FixtureRequest, tiny_of: Callable[[str], Backbone]) -> Backbone:
+    """One of each family whose patches can merge."""
+    return tiny_of(request.param)
 
 
 def merged_prompt(backbone: Backbone, merging: TowerMerging) -> Prompt:
