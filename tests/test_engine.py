@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -105,6 +106,29 @@ def test_events_come_in_order_and_are_plain_data(engine: Engine, request_for: Re
     fastv = results(iter(events))["fastv"]
     assert texts[-1] == fastv.answer
     assert len(texts) == fastv.answer_tokens
+
+
+@pytest.mark.parametrize(
+    "released",
+    [
+        {"do_sample": True, "repetition_penalty": 1.05, "temperature": 0.1, "top_k": 1, "top_p": 0.001},  # Qwen2.5-VL
+        {"do_sample": True, "repetition_penalty": 1.0, "temperature": 0.7, "top_k": 20, "top_p": 0.8},  # Qwen3-VL
+    ],
+)
+def test_a_checkpoints_sampling_does_not_leak(
+    released: dict, video: str, tiny_qwen_folder: Path, tmp_path: Path, cpu_settings: Settings
+) -> None:
+    """Answers are greedy and without a penalty, whatever generation_config.json says; its end tokens hold."""
+    folder = Path(shutil.copytree(tiny_qwen_folder, tmp_path / "released"))
+    told = json.loads((folder / "generation_config.json").read_text())
+    answers = []
+    for config in (told, told | released):
+        (folder / "generation_config.json").write_text(json.dumps(config))
+        engine = Engine(cpu_settings.model_copy(update={"model": str(folder)}))
+        asked = Request(video, "What color is the car?", FOUR[:2], frames=8, max_new_tokens=12)
+        answers.append({label: one.answer for label, one in results(engine.stream(asked)).items()})
+        assert len(told["eos_token_id"]) == 2
+    assert answers[0] == answers[1]
 
 
 def test_figures_are_what_was_achieved(engine: Engine, request_for: Request) -> None:
