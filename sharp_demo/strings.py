@@ -105,7 +105,7 @@ THEATRE: dict[str, Any] = {
         "static": "stands for its segment's frames",
     },
     "stale": "As of the earlier question “{question}”. Changed since: {names}. Press Run for a new answer.",
-    "inputs": {
+    "input_names": {
         "video": "the clip",
         "question": "the question",
         "methods": "the methods",

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
+import gradio as gr
 import pytest
 from gradio.state_holder import SessionState
 
@@ -114,16 +116,37 @@ def test_another_c_library_is_left_alone(monkeypatch):
     assert trim_heaps() is False
 
 
-def test_what_gradio_keeps_of_its_callers_is_bounded(cpu_settings: Settings, tiny_llava_folder: Path) -> None:
-    """Gradio copies the page's configuration for every caller, and a call of the API without a session is one."""
+@pytest.fixture(scope="module")
+def served(cpu_settings: Settings, tiny_llava_folder: Path) -> tuple[gr.Blocks, dict[str, Any]]:
+    """The page and the arguments of its launch."""
     settings = cpu_settings.model_copy(update={"model": str(tiny_llava_folder)})
     engine = Engine(settings)
     page = build_ui(engine, settings)
-    kept = launch_options(page, engine, settings)["state_session_capacity"]
+    return page, launch_options(page, engine, settings)
+
+
+def test_what_gradio_keeps_of_its_callers_is_bounded(served: tuple[gr.Blocks, dict[str, Any]]) -> None:
+    """Gradio copies the page's configuration for every caller, and a call of the API without a session is one."""
+    page, options = served
     tracemalloc.start()
     try:
         states = [SessionState(page) for _ in range(5)]
         each = tracemalloc.get_traced_memory()[0] / len(states)
     finally:
         tracemalloc.stop()
-    assert kept * each < 40e6
+    assert options["state_session_capacity"] * each < 40e6
+
+
+def test_the_configuration_that_every_visit_copies_is_plain_data(served: tuple[gr.Blocks, dict[str, Any]]) -> None:
+    """Gradio takes a quoted word of a component's script for an event, and its place in the page for the event's.
+
+    A word that is also an argument of the component stands in the configuration then, and every visit copies half of
+    the page with it.
+    """
+    page, _ = served
+    components = page.get_config_file()["components"]
+    assert [(one["props"].get("elem_id"), name) for one in components for name in callables(one["props"])] == []
+
+
+def callables(props: dict[str, Any]) -> list[str]:
+    return [name for name, value in props.items() if callable(value)]

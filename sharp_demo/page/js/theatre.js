@@ -131,7 +131,7 @@ function markStale() {
   view.asks = setTimeout(() => {
     const value = view.value;
     const changed = value && value.phase !== "idle" ? window.sharpInputs?.changed(value.asked) ?? [] : [];
-    const names = [...new Set(changed.map((name) => STRINGS.inputs[name] || say("settings")))];
+    const names = [...new Set(changed.map((name) => STRINGS.input_names[name] || say("settings")))];
     $(".sd").classList.toggle("sd-old", names.length > 0);
     $(".sd-stale").hidden = !names.length;
     if (names.length) setText($(".sd-stale"), say("stale", { question: value.question, names: names.join(", ") }));
