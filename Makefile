@@ -124,18 +124,15 @@ bench-gpu: $(DEV)
 		--svg docs/images/bench-scale-gpu.svg $(call result,bench-scale-gpu)
 	$(RUN) docs/generate.py
 
-# Two processes at a time; a file of page tests, which share servers and browsers, stays in one, and tests that measure
-# what a visitor waits for run alone. Where arguments choose tests of one kind only, the other kinds find none (exit
-# code 5); that all do is an error.
+# Tests of the page share servers and browsers, so they run one after another; the others in two processes.
+# Where arguments choose tests of one kind only, the other kind finds none (exit code 5); that both do is an error.
 PAGE := $(if $(PYTEST_ARGS),,tests/page tests/web)
 NONE_IS_FINE := $(if $(PYTEST_ARGS),[ $$? = 5 ],false)
 test: check chromium
 	ran=; \
 	$(RUN) -m pytest -q -m "not full and not gpu and not page" -n 2 $(PAGE:%=--ignore=%) $(PYTEST_ARGS) && ran=1 \
 		|| $(NONE_IS_FINE); \
-	$(RUN) -m pytest -q -m "not full and not gpu and page and not alone" -n 2 --dist loadfile $(PAGE) $(PYTEST_ARGS) && ran=1 \
-		|| $(NONE_IS_FINE); \
-	$(RUN) -m pytest -q -m "not full and not gpu and page and alone" $(PAGE) $(PYTEST_ARGS) && ran=1 || $(NONE_IS_FINE); \
+	$(RUN) -m pytest -q -m "not full and not gpu and page" $(PAGE) $(PYTEST_ARGS) && ran=1 || $(NONE_IS_FINE); \
 	[ -n "$$ran" ] || { echo "No test fits $$(printf '%q ' $(PYTEST_ARGS))." >&2; exit 5; }
 	$(if $(PYTEST_ARGS),,$(MAKE) test-transformers VERSION=$(OLDEST) \
 		TRANSFORMERS_TESTS="tests/pruning/test_runtime_hooks.py tests/pruning/test_attach.py")

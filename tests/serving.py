@@ -150,7 +150,7 @@ def chromium() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of page and web, so that make test can keep each file of them in one process."""
+    """Mark every test of page and web, so that make test can keep them in one process."""
     for item in items:
         if {ROOT / "tests" / "page", ROOT / "tests" / "web"} & set(item.path.parents):
             item.add_marker(pytest.mark.page)

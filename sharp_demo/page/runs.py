@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Updates = dict[Any, Any]  # component -> its new value, or the component with what changes
-TEXT_INTERVAL_S = 0.05  # a faster stream only keeps the browser busy
+TEXT_INTERVAL_S = 0.1  # a faster stream only keeps the browser busy: on a slow machine it cannot press Stop
 KEEP_S = 3600.0  # files and finished runs of a page
 KEPT_BYTES = 200_000_000  # of finished runs, about a megabyte each
 CHECKS = 2  # uploads that are looked at at once

@@ -13,7 +13,7 @@ from gradio_client import Client, handle_file
 from tests.page.test_browser import Watched, ask, browser, run, saved_json, upload  # noqa: F401
 from tests.serving import serving
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600), pytest.mark.alone]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 QUESTION = "What moves?"
 METHODS = ["vanilla", "fastv", "feather", "sharp"]

@@ -14,7 +14,7 @@ from tests.serving import ENDLESS
 
 __all__ = ["browser", "watched"]  # fixtures
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(240), pytest.mark.alone]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 
 def wait_idle(server: str, seconds: float) -> None:

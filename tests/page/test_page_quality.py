@@ -23,7 +23,7 @@ from tests.views.handmade import make_result
 
 __all__ = ["browser", "watched"]  # fixtures
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(240), pytest.mark.alone]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
 # Findings of these two kinds with the markup they are about, and how many rules found nothing to object to.

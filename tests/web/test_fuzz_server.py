@@ -26,8 +26,6 @@ from tests.video.test_fuzz import AIMED, HOSTILE, SOURCES, copies, write_source
 from tests.video.test_refusals import assert_fit_for_users
 from tests.web.watch import watching
 
-pytestmark = pytest.mark.alone
-
 CLIENTS = 3
 ANSWER_S = 35
 GROWTH_MB = 50

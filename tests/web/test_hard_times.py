@@ -22,7 +22,7 @@ from tests.page.test_faults import health
 from tests.serving import serving
 from tests.video.clips import write_clip
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.alone]
+pytestmark = pytest.mark.timeout(240)
 QUIET = {"SHARP_REQUESTS_PER_MINUTE": "0", "SHARP_MIN_FREE_MB": "0"}
 
 

@@ -25,7 +25,7 @@ from tests.video.clips import write_clip
 
 __all__ = ["browser"]  # a fixture
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.alone]
+pytestmark = pytest.mark.timeout(240)
 STEP_S, TOKENS, LISTEN_S = 0.15, 16, 3.0
 LIMITS = {"SHARP_LOG": "json", "SHARP_QUEUE_SIZE": "30", "SHARP_MAX_NEW_TOKENS": str(TOKENS)}
 # Answers that never end by themselves; every step is slow and leaves the time at which it began.

@@ -17,7 +17,7 @@ from tests.serving import serving
 from tests.video.clips import write_clip
 from tests.web.watch import watching
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.alone]
+pytestmark = pytest.mark.timeout(900)
 EXACT = ("fastv", "sharp", "feather", "divprune", "random", "uniform")  # keep what their retention says, in one step
 PAIRS = list(itertools.permutations(EXACT, 2))
 

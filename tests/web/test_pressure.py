@@ -25,7 +25,7 @@ from tests.video.clips import numbered, write_clip
 from tests.web.test_calls import post
 from tests.web.test_leaving import PROGRAM, Slow
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.alone]
+pytestmark = pytest.mark.timeout(900)
 
 
 # -- a greedy client -------------------------------------------------------------------------------------------------
