@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -263,8 +264,9 @@ def test_examples_are_asked_with_an_embedded_model(zero: ZeroGPUEngine, cpu_sett
     chosen = []
     for engine in (zero, Engine(zero.settings)):
         page = build_ui(engine, engine.settings)
-        (choose,) = [block.fn for block in page.fns.values() if getattr(block.fn, "__name__", "") == "choose"]
-        chosen.append(choose(gr.EventData(None, {"index": 0})).values())
+        (choose,) = [block.fn for block in page.fns.values() if getattr(block.fn, "__name__", "") == "selected"]
+        updates = choose(gr.EventData(None, {"index": 0}), SimpleNamespace(session_hash="one"))
+        chosen.append(list(updates.values())[:3])
     (clip, question, model), (same_clip, same_question, untouched) = chosen
     assert (clip, question) == (same_clip, same_question)
     assert Path(clip).is_file()

@@ -39,7 +39,7 @@ def forward(prompt: Prompt, **changes) -> None:
 def test_methods_are_listed_with_the_reference_first_and_the_floors_last() -> None:
     names = list_methods()
     assert names[:4] == ["vanilla", "fastv", "feather", "sharp"]
-    assert names[-3:] == ["random", "uniform", "latest"]
+    assert names[-5:] == ["random", "uniform", "latest", "fewer_frames", "smaller_frames"]
     assert len(set(names)) == len(names)
     for name in names:
         assert method_class(name).title
