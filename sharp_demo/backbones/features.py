@@ -41,8 +41,12 @@ class VideoFeatures(Encoded):
 
 @dataclass
 class EncodedVideo(BaseModelOutputWithPooling):
-    """What the vision tower returns, with its signals for methods that choose by them, and what merged in it."""
+    """What the vision tower returns, with its signals for methods that choose by them, and what merged in it.
 
+    `generate` copies it, and a copy has the declared fields only: those of all families stand here.
+    """
+
+    deepstack_features: list[tuple[Tensor, ...]] | None = None
     signals: VisionSignals | None = None
     merging: TowerMerging | None = None
 
