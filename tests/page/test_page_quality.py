@@ -136,6 +136,7 @@ def test_roles_nobody_foresaw_have_a_mark_and_a_line_in_the_legend(watched):
         watched.open(url)
         page = watched.page
         page.wait_for_selector(".sd-canvas")
+        page.locator(".sd-help summary").click()
         shown = page.locator(".sd-legend li").evaluate_all("all => all.map(one => one.innerText.replace(/\\s+/g, ' '))")
         assert shown == ["dropped", "F foveal", "merged into another"]
         frame = next(number for number, kept in enumerate(result.kept) if kept)
@@ -165,6 +166,7 @@ def test_strip_pauses_and_a_table_keeps_its_arrow_keys(watched):
         watched.open(url)
         page = watched.page
         page.wait_for_selector(".sd-strip-canvas")
+        page.locator(".sd-help summary").click()
         assert "most attended" in page.locator(".sd-legend").inner_text()
         page.locator(".sd-play").click()
         page.locator(".sd-strip-canvas").first.click(position={"x": 5, "y": 5})
