@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sharp_demo.backbones import siglip
 from sharp_demo.backbones.family import Encoded, TinyShape, TrainableFamily, tiny_text_config
 from sharp_demo.backbones.preprocessing import Grid, VideoPreprocessor
 from sharp_demo.backbones.published import QWEN2_0_5B, QWEN2_7B, PublishedModel
@@ -167,37 +167,15 @@ class LlavaOnevision(TrainableFamily):
         return model.model.vision_tower
 
     def tower_layers(self, model: PreTrainedModel) -> Sequence[TowerLayer]:
-        from sharp_demo.backbones.merging import TowerLayer
-
         if refusal := self.signals_refusal(model.config):
             raise UnsupportedError(refusal)
         layer, blocks = model.config.vision_feature_layer, model.model.vision_tower.encoder.layers
         last = len(blocks) + layer if layer < 0 else layer - 1  # as in `signal_source`
-        return [
-            TowerLayer(
-                block,
-                block.layer_norm1,
-                partial(siglip_heads, block.self_attn),
-                block.self_attn.out_proj,
-                block.layer_norm2,
-                block.mlp,
-            )
-            for block in blocks[: last + 1]
-        ]
+        return siglip.tower_layers(blocks[: last + 1])
 
     def tower_shape(self, config: Mapping[str, Any], tokens: int) -> TowerShape:
-        tower, hidden = config["vision_config"], config["text_config"]["hidden_size"]
-        width, patch = tower["hidden_size"], tower["patch_size"]
-        patches = (tower["image_size"] // patch) ** 2
-        return TowerShape(
-            width=width,
-            intermediate=tower["intermediate_size"],
-            layers=tower["num_hidden_layers"],
-            head_dim=width // tower["num_attention_heads"],
-            patches=patches,
-            values=3 * patch**2,
-            former=patches * (width + hidden) * hidden,  # before the pooling
-        )
+        hidden, width = config["text_config"]["hidden_size"], config["vision_config"]["hidden_size"]
+        return siglip.tower_shape(config["vision_config"], (width + hidden) * hidden)  # the projector is before pooling
 
     def signals_refusal(self, config: PreTrainedConfig) -> str | None:
         if isinstance(config.vision_feature_layer, int) and config.vision_feature_select_strategy == "full":
@@ -247,12 +225,8 @@ class LlavaOnevision(TrainableFamily):
             "text_config": {"model_type": "qwen2", **tiny_text_config(shape, vocab_size, ids)},
             "vision_config": {
                 "model_type": "siglip_vision_model",
-                "hidden_size": shape.vision_width,
-                "intermediate_size": shape.vision_mlp,
-                "num_hidden_layers": shape.vision_layers,
-                "num_attention_heads": shape.vision_heads,
+                **siglip.tiny_tower(shape),
                 "image_size": shape.image_size,
-                "patch_size": shape.patch_size,
                 "vision_use_head": False,
             },
         }
@@ -291,18 +265,6 @@ def pooled_side(config: PreTrainedConfig) -> int:
 def _read(
     model: PreTrainedModel, attention: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    from sharp_demo.backbones.received import attention_received
-
-    shape = (*hidden.shape[:-1], attention.num_heads, attention.head_dim)
-    queries, keys = (proj(hidden).view(shape).transpose(1, 2) for proj in (attention.q_proj, attention.k_proj))
-    received = torch.stack([attention_received(q, k, attention.scale) for q, k in zip(queries, keys, strict=True)])
-    both = torch.cat((received[..., None], keys.float().mean(1)), -1)
+    both = siglip.patch_signals(attention, hidden)
     pooled = model.model.apply_pooling(both).flatten(0, 1)
     return pooled[:, 0], pooled[:, 1:]
-
-
-def siglip_heads(attention: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [B, n, heads, head_dim] of normed rows [B, n, d]."""
-    shape = (*rows.shape[:2], attention.num_heads, attention.head_dim)
-    queries, keys, values = (proj(rows).view(shape) for proj in (attention.q_proj, attention.k_proj, attention.v_proj))
-    return queries, keys, values

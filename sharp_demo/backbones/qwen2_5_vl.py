@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sharp_demo.backbones.family import Times, TinyShape, tiny_text_config
 from sharp_demo.backbones.published import QWEN2_7B, PublishedModel
-from sharp_demo.backbones.qwen2_vl import QwenVL
+from sharp_demo.backbones.qwen2_vl import RELEASED, QwenVL, vision_ids
 from sharp_demo.backbones.view import TowerShape
 from sharp_demo.lazy import LazyModule
 
@@ -32,10 +32,7 @@ def published_config(text: dict[str, int], vocab_size: int, tied: bool) -> dict[
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
-        "image_token_id": 151655,
-        "video_token_id": 151656,
-        "vision_start_token_id": 151652,
-        "vision_end_token_id": 151653,
+        **vision_ids(RELEASED),
         **text,
         "vocab_size": vocab_size,
         "max_position_embeddings": 128000,
@@ -142,10 +139,7 @@ class Qwen2_5VL(QwenVL):
         return {
             "architectures": [self.model_class],
             "model_type": self.model_type,
-            "image_token_id": ids["<|image_pad|>"],
-            "video_token_id": ids["<|video_pad|>"],
-            "vision_start_token_id": ids["<|vision_start|>"],
-            "vision_end_token_id": ids["<|vision_end|>"],
+            **vision_ids(ids),
             "rope_scaling": {"type": "mrope", "mrope_section": [half - 2 * spatial, spatial, spatial]},
             **tiny_text_config(shape, vocab_size, ids),
             "vision_config": {

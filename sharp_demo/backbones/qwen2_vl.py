@@ -39,11 +39,8 @@ QWEN2_VIT = {
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
 }
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+# What a message holds, and the end of the prompt: alike in all families; what stands before it is not.
+CHAT_REST = (
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
@@ -51,6 +48,25 @@ CHAT_TEMPLATE = (
     "{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+) + CHAT_REST
+
+
+RELEASED = {"<|image_pad|>": 151655, "<|video_pad|>": 151656, "<|vision_start|>": 151652, "<|vision_end|>": 151653}
+
+
+def vision_ids(ids: Mapping[str, int]) -> dict[str, int]:
+    """Return the ids of config.json that stand around and for a picture, by a tokenizer's words."""
+    return {
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+    }
 
 
 def published_config(text: dict[str, int], vocab_size: int, tied: bool) -> dict[str, Any]:
@@ -58,10 +74,7 @@ def published_config(text: dict[str, int], vocab_size: int, tied: bool) -> dict[
     return {
         "architectures": ["Qwen2VLForConditionalGeneration"],
         "model_type": "qwen2_vl",
-        "image_token_id": 151655,
-        "video_token_id": 151656,
-        "vision_start_token_id": 151652,
-        "vision_end_token_id": 151653,
+        **vision_ids(RELEASED),
         "vision_token_id": 151654,
         "bos_token_id": 151643,
         "eos_token_id": 151645,
@@ -395,10 +408,7 @@ class Qwen2VL(QwenVL, TrainableFamily):
         return {
             "architectures": ["Qwen2VLForConditionalGeneration"],
             "model_type": "qwen2_vl",
-            "image_token_id": ids["<|image_pad|>"],
-            "video_token_id": ids["<|video_pad|>"],
-            "vision_start_token_id": ids["<|vision_start|>"],
-            "vision_end_token_id": ids["<|vision_end|>"],
+            **vision_ids(ids),
             "rope_scaling": {"type": "mrope", "mrope_section": [half - 2 * spatial, spatial, spatial]},
             **tiny_text_config(shape, vocab_size, ids),
             "vision_config": {

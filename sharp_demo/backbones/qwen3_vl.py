@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sharp_demo.backbones.family import Encoded, Times, TinyShape, tiny_text_config
 from sharp_demo.backbones.preprocessing import Grid
 from sharp_demo.backbones.published import PublishedModel
-from sharp_demo.backbones.qwen2_vl import Qwen2VLVideo, QwenVL
+from sharp_demo.backbones.qwen2_vl import CHAT_REST, RELEASED, Qwen2VLVideo, QwenVL, vision_ids
 from sharp_demo.backbones.view import TowerShape
 from sharp_demo.errors import ModelError
 from sharp_demo.lazy import LazyModule
@@ -28,15 +28,7 @@ SMALL_TOWER = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "dee
 LARGE_TOWER = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
 
 # No default system message, unlike Qwen2-VL.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "{{ '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
+CHAT_TEMPLATE = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}") + CHAT_REST
 
 
 def published_config(
@@ -46,10 +38,7 @@ def published_config(
     return {
         "architectures": ["Qwen3VLForConditionalGeneration"],
         "model_type": "qwen3_vl",
-        "image_token_id": 151655,
-        "video_token_id": 151656,
-        "vision_start_token_id": 151652,
-        "vision_end_token_id": 151653,
+        **vision_ids(RELEASED),
         "tie_word_embeddings": tied,
         "text_config": {
             "model_type": "qwen3_vl_text",
@@ -265,10 +254,7 @@ class Qwen3VL(QwenVL):
         return {
             "architectures": [self.model_class],
             "model_type": self.model_type,
-            "image_token_id": ids["<|image_pad|>"],
-            "video_token_id": ids["<|video_pad|>"],
-            "vision_start_token_id": ids["<|vision_start|>"],
-            "vision_end_token_id": ids["<|vision_end|>"],
+            **vision_ids(ids),
             "tie_word_embeddings": shape.tied,
             "text_config": {
                 "model_type": "qwen3_vl_text",

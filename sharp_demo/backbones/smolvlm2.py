@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sharp_demo.backbones import siglip
 from sharp_demo.backbones.family import Encoded, Family, Times, TinyShape, tiny_text_config
-from sharp_demo.backbones.llava_onevision import siglip_heads
 from sharp_demo.backbones.preprocessing import LANCZOS, Grid, VideoPreprocessor
 from sharp_demo.backbones.published import PublishedModel
 from sharp_demo.backbones.view import TowerShape
@@ -261,33 +260,11 @@ class SmolVLM2(Family):
         return model.model.vision_model
 
     def tower_layers(self, model: PreTrainedModel) -> Sequence[TowerLayer]:
-        from sharp_demo.backbones.merging import TowerLayer
-
-        return [
-            TowerLayer(
-                block,
-                block.layer_norm1,
-                partial(siglip_heads, block.self_attn),
-                block.self_attn.out_proj,
-                block.layer_norm2,
-                block.mlp,
-            )
-            for block in model.model.vision_model.encoder.layers
-        ]
+        return siglip.tower_layers(model.model.vision_model.encoder.layers)
 
     def tower_shape(self, config: Mapping[str, Any], tokens: int) -> TowerShape:
         tower = config["vision_config"]
-        width, patch = tower["hidden_size"], tower["patch_size"]
-        patches = (tower["image_size"] // patch) ** 2
-        return TowerShape(
-            width=width,
-            intermediate=tower["intermediate_size"],
-            layers=tower["num_hidden_layers"],
-            head_dim=width // tower["num_attention_heads"],
-            patches=patches,
-            values=3 * patch**2,
-            former=patches * width * config["text_config"]["hidden_size"],
-        )
+        return siglip.tower_shape(tower, tower["hidden_size"] * config["text_config"]["hidden_size"])
 
     def signal_source(self, model: PreTrainedModel) -> tuple[nn.Module, SignalReader]:
         return model.model.vision_model.encoder.layers[-1].self_attn, _read
@@ -305,12 +282,8 @@ class SmolVLM2(Family):
             "text_config": {"model_type": "llama", **tiny_text_config(shape, vocab_size, ids)},
             "vision_config": {
                 "model_type": "smolvlm_vision",
-                "hidden_size": shape.vision_width,
-                "intermediate_size": shape.vision_mlp,
-                "num_hidden_layers": shape.vision_layers,
-                "num_attention_heads": shape.vision_heads,
+                **siglip.tiny_tower(shape),
                 "image_size": self._tiny_side(shape),
-                "patch_size": shape.patch_size,
                 "initializer_range": shape.initializer_range,
             },
         }
@@ -347,12 +320,7 @@ def _stamp(time: float) -> str:
 def _read(
     model: PreTrainedModel, attention: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    from sharp_demo.backbones.received import attention_received
-
-    shape = (*hidden.shape[:-1], attention.num_heads, attention.head_dim)
-    queries, keys = (proj(hidden).view(shape).transpose(1, 2) for proj in (attention.q_proj, attention.k_proj))
-    received = torch.stack([attention_received(q, k, attention.scale) for q, k in zip(queries, keys, strict=True)])
-    both = torch.cat((received[..., None], keys.float().mean(1)), -1)  # [frames, patches, 1 + head_dim]
+    both = siglip.patch_signals(attention, hidden)
     # Pixel shuffle joins a square of patches into a token.
     square = model.config.scale_factor
     side = model.config.vision_config.image_size // model.config.vision_config.patch_size // square
