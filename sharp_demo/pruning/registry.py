@@ -25,10 +25,10 @@ from sharp_demo.pruning.pdrop import PDrop
 from sharp_demo.pruning.schedule import Schedule
 from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.pruning.sharpv import SharpV
-from sharp_demo.pruning.shown import FewerFrames, SmallerFrames
 from sharp_demo.pruning.tome import ToMe
 from sharp_demo.pruning.vanilla import Vanilla
 from sharp_demo.pruning.vidcom2 import VidCom2
+from sharp_demo.pruning.video_floors import FewerFrames, SmallerFrames
 from sharp_demo.pruning.visionzip import VisionZip
 from sharp_demo.pruning.with_sharp import HoliTomShaRP, ToMeShaRP, VidCom2ShaRP, VisionZipShaRP
 

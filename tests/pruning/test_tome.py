@@ -11,8 +11,8 @@ from sharp_demo.backbones.load import Backbone
 from sharp_demo.backbones.view import WHOLE, TowerMerging, VideoShape, View
 from sharp_demo.errors import MethodError
 from sharp_demo.pruning.sharp import ShaRP
-from sharp_demo.pruning.shown import FewerFrames
 from sharp_demo.pruning.tome import ToMe
+from sharp_demo.pruning.video_floors import FewerFrames
 from sharp_demo.pruning.with_sharp import ToMeShaRP
 from tests.conftest import MERGING
 from tests.pruning.prompts import Prompt, greedy

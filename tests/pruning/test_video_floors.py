@@ -13,8 +13,8 @@ from sharp_demo.backbones.load import Backbone
 from sharp_demo.backbones.view import WHOLE, VideoShape, View
 from sharp_demo.engine.generation import prefill
 from sharp_demo.pruning.registry import make_method
-from sharp_demo.pruning.shown import FewerFrames, SmallerFrames, smaller_grid
 from sharp_demo.pruning.vanilla import Vanilla
+from sharp_demo.pruning.video_floors import FewerFrames, SmallerFrames, smaller_grid
 from tests.pruning.prompts import QUESTION, Prompt, frames_of, greedy, scenes, shortened
 
 
