@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from base64 import b64encode
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -266,11 +266,13 @@ class Board:
         layout = layout or self._shown
         if self.sprite is None or layout is None or not (self.stored or self.sprite_path):
             return None
-        # A stored result is every page's: it has no file of its own, whose time could be over.
-        inline = {"url": f"data:image/jpeg;base64,{b64encode(self.sprite.jpeg).decode('ascii')}"}
-        file = FileData(path=self.sprite_path, mime_type="image/jpeg").model_dump() if not self.stored else None
+        picture: Mapping[str, Any]
+        if self.stored:  # it is every page's: it has no file of its own, whose time could be over
+            picture = {"url": f"data:image/jpeg;base64,{b64encode(self.sprite.jpeg).decode('ascii')}"}
+        else:
+            picture = FileData(path=self.sprite_path, mime_type="image/jpeg").model_dump()
         return {
-            "sprite": file or inline,
+            "sprite": picture,
             "per_row": self.sprite.per_row,
             "width": self.sprite.width,
             "height": self.sprite.height,
