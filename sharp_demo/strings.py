@@ -40,7 +40,7 @@ MATCH_INFO = (
 MATCH_CHOICES = [
     ("same tokens", "tokens"),
     ("same FLOPs as FastV", "flops"),
-    ("same to the first token", "ttft"),
+    ("same cost to the first token", "ttft"),
 ]
 FRAMES = "Frames"
 FRAMES_DEFAULT = "model default"
