@@ -23,7 +23,11 @@ from sharp_demo.settings import Settings
 from tests.pruning.prompts import Prompt, decoder, greedy, masked, scenes
 from tests.pruning.test_matrix import positions_of
 
-DROPS = [Uniform(retention=0.3, layer=0), *(FastV(retention=0.3, layer=layer) for layer in (1, 2, 3))]
+DROPS = [
+    Uniform(retention=0.3, layer=0),
+    *(FastV(retention=0.3, layer=layer) for layer in (1, 2, 3)),
+    FastV(retention=0.1, layer=3),
+]
 
 
 @pytest.fixture(scope="module", params=[family.name for family in FAMILIES])
@@ -44,7 +48,7 @@ def test_the_whole_video_is_its_plain_model_bit_for_bit(prompt: Prompt) -> None:
             assert torch.equal(prompt.model.generate(**plain, max_new_tokens=6, do_sample=False), answer)
 
 
-@pytest.mark.parametrize("method", DROPS, ids=lambda method: f"layer {method.layer}")
+@pytest.mark.parametrize("method", DROPS, ids=lambda method: f"{method.retention:g} before {method.layer}")
 def test_dropping_equals_masking(method: Method, prompt: Prompt) -> None:
     """Prefill, eight tokens and a second turn."""
     with method(prompt.model) as run:
@@ -53,7 +57,7 @@ def test_dropping_equals_masking(method: Method, prompt: Prompt) -> None:
     with masked(prompt, layer, run.kept):
         expected_ids, expected, _ = greedy(prompt)
     assert ids == expected_ids
-    torch.testing.assert_close(logits, expected, atol=3e-5, rtol=0)
+    torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
 
 
 @torch.no_grad()

@@ -1,46 +1,42 @@
-"""A model family is one class and one line: SmolVLM, much reduced, is in every menu and every method prunes it.
+"""A model family is one class and one line: SmolVLM2 with another text between its frames is in every menu.
 
-It takes the place of the registered SmolVLM2 here. What it does otherwise than the other families: text stands between
-its frames, its features go by "image", its decoder is a Llama by another name, and its config knows no video.
+It takes the place of the registered SmolVLM2 here, and every method prunes it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import gradio as gr
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedConfig
 
 from sharp_demo.backbones import families
 from sharp_demo.backbones.families import family_of, hub_models, published
-from sharp_demo.backbones.family import Encoded, Family, Times, TinyShape, tiny_text_config
-from sharp_demo.backbones.features import black_video, model_inputs
-from sharp_demo.backbones.llava_onevision import LlavaOnevisionVideo
+from sharp_demo.backbones.family import Times, TinyShape
 from sharp_demo.backbones.load import Backbone, load
 from sharp_demo.backbones.preprocessing import Grid
 from sharp_demo.backbones.published import PublishedModel
-from sharp_demo.backbones.received import attention_received
+from sharp_demo.backbones.smolvlm2 import SmolVLM2
 from sharp_demo.backbones.tiny import write_checkpoint
-from sharp_demo.backbones.view import TowerShape
 from sharp_demo.cli import main
 from sharp_demo.engine import Engine
 from sharp_demo.errors import ModelError
 from sharp_demo.page.build import build_ui
-from sharp_demo.pruning.fastv import FastV
-from sharp_demo.pruning.floors import Uniform
-from sharp_demo.pruning.framefusion import FrameFusion
-from sharp_demo.pruning.method import Method
 from sharp_demo.pruning.registry import list_methods
-from sharp_demo.pruning.sharp import ShaRP
 from sharp_demo.settings import Settings
-from tests.pruning.prompts import Prompt, greedy, masked, scenes
+from tests.pruning.prompts import Prompt, greedy, scenes
+from tests.pruning.test_families import (
+    test_dropping_equals_masking,
+    test_the_bias_is_the_whole_black_run,
+    test_the_whole_video_is_its_plain_model_bit_for_bit,
+)
 from tests.pruning.test_matrix import (
     RETENTIONS,
     check_cost,
@@ -54,7 +50,13 @@ from tests.pruning.test_matrix import (
 from tests.test_docs import generate
 from tests.video.clips import write_clip
 
-__all__ = ["generate"]
+# Collected here, they run on this module's `prompt`.
+__all__ = [
+    "generate",
+    "test_dropping_equals_masking",
+    "test_the_bias_is_the_whole_black_run",
+    "test_the_whole_video_is_its_plain_model_bit_for_bit",
+]
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
@@ -63,19 +65,11 @@ TEMPLATE = (
 )
 
 
-class StampedVideo(LlavaOnevisionVideo):
-    official = "SmolVLMVideoProcessor"
+class Stamped(SmolVLM2):
+    """Another text between the frames, another template and checkpoint; the tower and the decoder are SmolVLM2's."""
 
-    def arrange(self, x: Tensor) -> dict[str, Tensor]:
-        return {"pixel_values": x[None]}
-
-
-class Stamped(Family):
     name = "stamped"
     title = "Stamped"
-    model_type = "smolvlm"
-    model_class = "SmolVLMForConditionalGeneration"
-    preprocessor = StampedVideo
     published = (
         PublishedModel(
             "stamped-2b",
@@ -94,31 +88,10 @@ class Stamped(Family):
             2_246_784_880,
         ),
     )
-    features_key = "image"
-    pixels_key = "pixel_values"
-    text_between = True
-    merge_similarity = 0.6
-    merge_queries = 1
     chat_template = TEMPLATE
-    special_tokens = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
-    small_tower: ClassVar[Mapping[str, int]] = {"num_hidden_layers": 1}
 
-    def visual_token_id(self, config: PreTrainedConfig) -> int:
-        return config.image_token_id
-
-    def placeholder_ids(self, config: PreTrainedConfig) -> list[int]:
-        return [config.image_token_id]
-
-    def frames_per_token(self, config: PreTrainedConfig) -> int:
-        return 1
-
-    def shape(self, config: PreTrainedConfig, placeholders: int, grid: Grid | None) -> tuple[int, int, int]:
-        side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
-        return placeholders // side**2, side, side
-
-    def placeholders(self, config: PreTrainedConfig, frames: int, grid: Grid | None = None) -> int:
-        _, rows, cols = self.shape(config, 0, grid)
-        return frames * rows * cols
+    def message_text(self, frames: int, times: Times | None = None) -> tuple[str, str]:
+        return "", ""
 
     def video_ids(
         self,
@@ -131,69 +104,6 @@ class Stamped(Family):
         frame = [self.visual_token_id(config)] * self.placeholders(config, 1)
         times = range(frames) if times is None else times
         return [token for time in times for token in (*encode(f"at {time:.1f} s:"), *frame)]
-
-    def text_model(self, model: PreTrainedModel) -> nn.Module:
-        return model.model.text_model
-
-    def encode(self, model: PreTrainedModel, pixels: Mapping[str, Tensor], chunk_frames: int) -> Encoded:
-        values = pixels["pixel_values"].to(model.device, model.dtype)
-        parts = [model.get_image_features(part).pooler_output[0] for part in values.split(chunk_frames, 1)]
-        return Encoded(torch.cat(parts), values.shape[1])
-
-    def tower(self, model: PreTrainedModel) -> nn.Module:
-        return model.model.vision_model
-
-    def tower_shape(self, config: Mapping[str, Any], tokens: int) -> TowerShape:
-        tower, scale = config["vision_config"], config["scale_factor"] ** 2
-        patches, width = (tower["image_size"] // tower["patch_size"]) ** 2, tower["hidden_size"]
-        former = patches * width * config["text_config"]["hidden_size"]
-        head_dim = width // tower["num_attention_heads"]
-        layers, values = tower["num_hidden_layers"], 3 * tower["patch_size"] ** 2
-        assert patches == tokens * scale
-        return TowerShape(width, tower["intermediate_size"], layers, head_dim, patches, values, former)
-
-    def signal_source(self, model: PreTrainedModel) -> tuple[nn.Module, Callable[..., tuple[Tensor, Tensor]]]:
-        return model.model.vision_model.encoder.layers[-1].self_attn, read
-
-    def preprocessor_values(self, config: PreTrainedConfig) -> dict[str, Any]:
-        return {"size": {"height": config.vision_config.image_size, "width": config.vision_config.image_size}}
-
-    def tiny_config(self, shape: TinyShape, ids: Mapping[str, int], vocab_size: int) -> dict[str, Any]:
-        return {
-            "architectures": [self.model_class],
-            "model_type": self.model_type,
-            "image_token_id": ids["<image>"],
-            "scale_factor": 2,
-            "tie_word_embeddings": shape.tied,
-            "text_config": {"model_type": "llama", **tiny_text_config(shape, vocab_size, ids)},
-            "vision_config": {
-                "hidden_size": shape.vision_width,
-                "intermediate_size": shape.vision_mlp,
-                "num_hidden_layers": shape.vision_layers,
-                "num_attention_heads": shape.vision_heads,
-                "image_size": 6 * shape.patch_size,
-                "patch_size": shape.patch_size,
-            },
-        }
-
-    def tiny_preprocessor(self, shape: TinyShape) -> dict[str, Any]:
-        side = 6 * shape.patch_size
-        return {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": side, "width": side}}
-
-    def tiny_processor(self, shape: TinyShape) -> dict[str, Any]:
-        return {}
-
-
-def read(
-    model: PreTrainedModel, attention: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """The mean over the 2 x 2 patches of a token, which pixel shuffle joins."""
-    shape = (*hidden.shape[:-1], attention.num_heads, attention.head_dim)
-    queries, keys = (proj(hidden).view(shape).transpose(1, 2) for proj in (attention.q_proj, attention.k_proj))
-    received = torch.stack([attention_received(q, k, attention.scale) for q, k in zip(queries, keys, strict=True)])
-    both = torch.cat((received[..., None], keys.float().mean(1)), -1)
-    tokens = both.view(len(both), 3, 2, 3, 2, -1).mean((2, 4)).flatten(0, 2)
-    return tokens[:, 0], tokens[:, 1:]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -237,42 +147,6 @@ def test_text_stands_between_its_frames_and_not_inside(prompt: Prompt) -> None:
         family_of(config).layout(config, split)
     with pytest.raises(ModelError, match="has 91 video placeholders but the video has 10 x 3 x 3 tokens"):
         family_of(config).layout(config, torch.cat((ids, image[None])))
-
-
-@torch.no_grad()
-def test_the_whole_video_is_its_plain_model_bit_for_bit(prompt: Prompt) -> None:
-    plain = {**prompt.tokens, **prompt.pixels}
-    expected, length = prompt.model(**plain).logits, prompt.length
-    answer = prompt.model.generate(**plain, max_new_tokens=6, do_sample=False)
-    for method in (FastV(retention=1), ShaRP(retention=1), FrameFusion(retention=1)):
-        with method(prompt.model, prompt.backbone.processor):
-            assert torch.equal(prompt.model(**prompt.inputs(), use_cache=True).logits, expected)
-            assert torch.equal(prompt.model.generate(**plain, max_new_tokens=6, do_sample=False), answer)
-    assert answer.shape[1] > length
-
-
-@pytest.mark.parametrize(
-    "method", [FastV(retention=0.3), Uniform(retention=0.3, layer=0), FastV(retention=0.1, layer=3)]
-)
-def test_dropping_equals_masking(method: Method, prompt: Prompt) -> None:
-    with method(prompt.model) as run:
-        ids, logits, _ = greedy(prompt)
-    ((layer, _),) = method.schedule(4, 1)
-    with masked(prompt, layer, run.kept):
-        expected_ids, expected, _ = greedy(prompt)
-    assert ids == expected_ids
-    torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
-
-
-@torch.no_grad()
-def test_the_bias_is_the_whole_black_run(prompt: Prompt) -> None:
-    processor = prompt.backbone.processor
-    with ShaRP(retention=0.4, segm=False)(prompt.model, processor) as run:
-        greedy(prompt, steps=1)
-    black = black_video(prompt.model, processor.video, prompt.layout, prompt.features)
-    with ShaRP(retention=0.4, segm=False, posc=False)(prompt.model) as whole:
-        prompt.model(**model_inputs(prompt.tokens, black), use_cache=True)
-    torch.testing.assert_close(run.scores["bias"], whole.scores["raw"], atol=1e-6, rtol=1e-4)
 
 
 def test_it_is_in_the_matrix_and_every_method_prunes_it(prompt: Prompt, vanilla: tuple[list[int], Tensor]) -> None:
