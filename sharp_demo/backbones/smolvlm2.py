@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sharp_demo.backbones import siglip
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 else:
     np, torch, F = LazyModule("numpy"), LazyModule("torch"), LazyModule("torch.nn.functional")
 
+TORCH_LANCZOS: Mapping[str, Any] = {"mode": "lanczos", "antialias": True, "align_corners": False}
 LONGEST_SIDE = 4096  # transformers' bound on the first of the two resizes
 EDGE, OVERVIEW = "<fake_token_around_image>", "<global-img>"
 
@@ -154,17 +156,27 @@ class SmolVLM2Video(VideoPreprocessor):
         return longest, max(other + other % 2, 1)
 
 
+@cache
+def torch_knows_lanczos() -> bool:
+    """Return whether this torch resizes with Lanczos; older releases do not."""
+    try:
+        F.interpolate(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), size=(1, 1), **TORCH_LANCZOS)
+    except (NotImplementedError, ValueError):
+        return False
+    return True
+
+
 def _lanczos(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize uint8 frames [T, 3, H, W]; where Pillow has to, grey levels differ by two at most."""
     if size == tuple(x.shape[2:]):
         return x
-    try:
-        return F.interpolate(x, size=size, mode="lanczos", antialias=True, align_corners=False)
-    except (NotImplementedError, ValueError):  # an older torch; Pillow's Lanczos differs by two grey levels at most
-        from PIL import Image
+    if torch_knows_lanczos():
+        return F.interpolate(x, size=size, **TORCH_LANCZOS)
+    from PIL import Image
 
-        frames = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in x]
-        resized = [np.asarray(frame.resize(size[::-1], Image.Resampling.LANCZOS)) for frame in frames]
-        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
+    frames = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in x]
+    resized = [np.asarray(frame.resize(size[::-1], Image.Resampling.LANCZOS)) for frame in frames]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
 
 
 class SmolVLM2(Family):

@@ -15,10 +15,11 @@ from frames import golden_frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sharp_demo.backbones import smolvlm2
 from sharp_demo.backbones.families import family_named, family_of, visual_layout
 from sharp_demo.backbones.load import Backbone
 from sharp_demo.backbones.processor import Processor, clean_question
-from sharp_demo.backbones.smolvlm2 import in_words
+from sharp_demo.backbones.smolvlm2 import in_words, torch_knows_lanczos
 from sharp_demo.errors import ModelError, QuestionError
 
 GOLDENS = json.loads((Path(__file__).parent.parent / "data" / "processor_goldens.json").read_text("utf-8"))
@@ -109,7 +110,10 @@ def test_lanczos_without_torchs_is_two_grey_levels_away_at_most(monkeypatch: pyt
     def older(*args: object, **kwargs: object) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr(torch.nn.functional, "interpolate", older)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "interpolate", older)
+        assert not torch_knows_lanczos.__wrapped__()
+    monkeypatch.setattr(smolvlm2, "torch_knows_lanczos", lambda: False)
     assert 0 < (video.resize(x).int() - ours.int()).abs().max() <= 4  # resized twice
 
 
